@@ -1,0 +1,165 @@
+"""What goes into a decode and what comes out of it: the values that cross process boundaries, and nothing else.
+
+A branch is named by its path: the main branch is ``"0"``, its third body ``"0.3"``. The path is also what seeds the
+branch's sampling, so a replay gives the same tokens.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pasta_ray.errors import InputError
+
+MAIN_BRANCH = "0"
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a next token is chosen. ``temperature == 0`` is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 2.0:
+            raise InputError(f"temperature is {self.temperature}; allowed: 0 to 2")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InputError(f"top_p is {self.top_p}; allowed: above 0, up to 1")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt and how to answer it.
+
+    ``max_tokens`` bounds the visible answer in tokens, all branches together. ``max_branches`` bounds the bodies that
+    are decoded at the same time, ``max_promises`` the bodies of the whole answer.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    method: str = "pasta"
+    max_tokens: int = 512
+    max_branches: int = 16
+    max_promises: int = 32
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise InputError("the prompt is empty; at least one token is needed")
+        for name in ("max_tokens", "max_branches", "max_promises"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+
+
+@dataclass(frozen=True)
+class PromiseOpened:
+    """A promise was written and its body has been forked."""
+
+    branch: str
+    parent: str
+    topic: str
+    tokens_predicted: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """Visible text that a branch has grown by; ``num_tokens`` may be 0 < n with empty text (half of a character)."""
+
+    branch: str
+    text: str
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class BranchClosed:
+    """A body has ended; ``length`` where it ran into its budget."""
+
+    branch: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Synced:
+    """The main branch has joined every body opened so far."""
+
+
+@dataclass(frozen=True)
+class BranchReport:
+    """One branch of a finished answer. Steps count this request's own steps from 1; seconds count from its submission."""
+
+    id: str
+    parent: str | None
+    topic: str | None
+    tokens_predicted: int | None
+    tokens: int
+    first_step: int
+    last_step: int
+    start_s: float
+    end_s: float
+    replica: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens: of the prompt, of the visible text plus the end token, and of the annotation (tags, topics, lengths)."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    annotation_tokens: int
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds from submission: to the end, to the first visible token, and spent until the prompt was prefilled."""
+
+    wall_s: float
+    ttft_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """What the annotation gained. ``critical_path`` and ``sequential_tokens`` are in model steps."""
+
+    num_promises: int
+    num_syncs: int
+    max_branches: int
+    critical_path: int
+    sequential_tokens: int
+    theoretical_speedup: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """A finished answer: its text, its linear PASTA-LANG document, and how it was decoded."""
+
+    id: str
+    method: str
+    text: str
+    document: str
+    finish_reason: FinishReason
+    usage: Usage
+    timing: Timing
+    parallel: Parallel
+    branches: tuple[BranchReport, ...]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of a request that ended by itself, by length, or by cancellation."""
+
+    report: Report
+
+
+Event = PromiseOpened | Delta | BranchClosed | Synced | Finished
+
+
+@dataclass(frozen=True)
+class Events:
+    """All events of one request in one step: the unit that travels between processes."""
+
+    request_id: str
+    events: tuple[Event, ...]

@@ -1,0 +1,42 @@
+"""PASTA-LANG: grammar, parser, token form and layout. Pure Python: neither torch nor ray (see GRAMMAR.md)."""
+
+from pasta_ray.lang.document import Document, DocumentError, Promise, Sync, Text
+from pasta_ray.lang.layout import Layout, layout
+from pasta_ray.lang.lexer import PastaSyntaxError
+from pasta_ray.lang.ordered import OrderedText
+from pasta_ray.lang.parser import Parser, parse
+from pasta_ray.lang.tags import TAG_NAMES, TagMap
+from pasta_ray.lang.tokens import (
+    TokenDocument,
+    TokenFormError,
+    TokenPromise,
+    TokenSync,
+    TokenText,
+    decode_document,
+    encode_document,
+    read_tokens,
+)
+
+__all__ = [
+    "TAG_NAMES",
+    "Document",
+    "DocumentError",
+    "Layout",
+    "OrderedText",
+    "Parser",
+    "PastaSyntaxError",
+    "Promise",
+    "Sync",
+    "TagMap",
+    "Text",
+    "TokenDocument",
+    "TokenFormError",
+    "TokenPromise",
+    "TokenSync",
+    "TokenText",
+    "decode_document",
+    "encode_document",
+    "layout",
+    "parse",
+    "read_tokens",
+]
