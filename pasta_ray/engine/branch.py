@@ -1,0 +1,71 @@
+"""One chain of tokens being decoded, and what the engine knows about it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.slab import Slab
+
+
+class Constraint(Protocol):
+    """A grammar's place in one branch: which row of the engine's mask bank holds now, and how it moves on."""
+
+    @property
+    def mask_row(self) -> int: ...
+
+    def advance(self, token: int) -> None: ...
+
+
+@dataclass(eq=False)
+class Branch:
+    """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself:
+    ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step."""
+
+    path: str
+    slab: Slab
+    row: int
+    next_position: int = 0
+    sampling: Sampling | None = None
+    constraint: Constraint | None = None
+    keep_logits: bool = False
+    tokens: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    num_fed: int = 0
+    settled: bool = False
+    held: bool = False
+    closed: bool = False
+
+    @property
+    def num_pending(self) -> int:
+        return len(self.tokens) - self.num_fed
+
+    @property
+    def decoding(self) -> bool:
+        """Whether a token is sampled once nothing is pending."""
+        return self.sampling is not None and not self.settled and not self.closed
+
+    @property
+    def visible(self) -> npt.NDArray[np.bool_]:
+        """This branch's row over the slab's slots, bool [capacity]; pending tokens included."""
+        return self.slab.visible_BS[self.row]
+
+    def append(self, ids: Sequence[int]) -> None:
+        """Pend ``ids`` behind what is there: slots and positions are theirs from now on."""
+        slots = self.slab.take(len(ids))
+        self.slab.visible_BS[self.row, slots.start : slots.stop] = True
+        self.tokens.extend(ids)
+        self.slots.extend(slots)
+        self.positions.extend(range(self.next_position, self.next_position + len(ids)))
+        self.next_position += len(ids)
+
+    def drop_pending(self) -> None:
+        """Forget the pending tokens: no branch will ever see them."""
+        if self.num_pending:
+            self.slab.forget(self.slots[self.num_fed :])
+            for column in (self.tokens, self.slots, self.positions):
+                del column[self.num_fed :]

@@ -1,0 +1,46 @@
+"""What an engine is made of: model, adapter, device. Frozen, and checked where it is made."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pasta_ray.errors import InputError
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEVICES = ("cpu", "cuda")
+DTYPES = ("float32", "bfloat16")
+
+
+def default_cache_dir() -> Path:
+    """``$XDG_CACHE_HOME/pasta-ray``, or ``~/.cache/pasta-ray``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pasta-ray"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """``model``: the default model's name, a folder, a ``.gguf`` file or a hub id. ``adapter``: a folder, or the name of
+    an adapter that the package ships; None is the base model. ``num_threads`` None leaves torch's own choice.
+    ``prefill_chunk`` bounds the prompt tokens of one step."""
+
+    model: str = DEFAULT_MODEL
+    adapter: str | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+    num_threads: int | None = None
+    prefill_chunk: int = 256
+    cache_dir: Path = field(default_factory=default_cache_dir)
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise InputError("model is empty; allowed: a name, a folder, a .gguf file or a hub id")
+        if self.adapter is not None and not self.adapter:
+            raise InputError("adapter is empty; allowed: a folder, a shipped adapter's name, or None")
+        if self.device.split(":")[0] not in DEVICES:
+            raise InputError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}, cuda:N")
+        if self.dtype not in DTYPES:
+            raise InputError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
+        if self.num_threads is not None and self.num_threads < 1:
+            raise InputError(f"num_threads is {self.num_threads}; allowed: 1 or more, or None")
+        if self.prefill_chunk < 1:
+            raise InputError(f"prefill_chunk is {self.prefill_chunk}; allowed: 1 or more")

@@ -1,0 +1,63 @@
+"""From scheduled tokens to tensors, and through the model.
+
+Axes as in :mod:`pasta_ray.engine.model`.
+"""
+
+import numpy as np
+import torch
+
+from pasta_ray.engine.model import LlamaModel, RequestRows
+from pasta_ray.engine.scheduler import RequestFeeds
+
+
+class Runner:
+    """Runs one batch of several requests' tokens as one forward pass."""
+
+    def __init__(self, model: LlamaModel) -> None:
+        self.model = model
+
+    def run(self, batch: list[RequestFeeds]) -> torch.Tensor:
+        """Logits, float32 [R, V]: for each feed in order, those of its last ``num_logits`` rows."""
+        ids: list[int] = []
+        positions: list[int] = []
+        logit_rows: list[int] = []
+        requests: list[RequestRows] = []
+        for feeds in batch:
+            start = len(ids)
+            slots: list[int] = []
+            for feed in feeds:
+                branch, fed = feed.branch, slice(feed.branch.num_fed, feed.branch.num_fed + feed.num_tokens)
+                ids += branch.tokens[fed]
+                positions += branch.positions[fed]
+                slots += branch.slots[fed]
+                logit_rows += range(len(ids) - feed.num_logits, len(ids))
+            slab = feeds[0].branch.slab
+            requests.append(RequestRows(slab, start, len(ids), self._slot_index(slots), self._mask(feeds)))
+        return self.model.forward(self._tensor(ids), self._tensor(positions), requests, self._tensor(logit_rows))
+
+    def _slot_index(self, slots: list[int]) -> slice | torch.Tensor:
+        """As a slice where the slots are one run, which is written faster."""
+        if slots == list(range(slots[0], slots[0] + len(slots))):
+            return slice(slots[0], slots[0] + len(slots))
+        return self._tensor(slots)
+
+    def _mask(self, feeds: RequestFeeds) -> torch.Tensor:
+        """Additive [Q, S]: each token sees its branch's row without the tokens that come later in the branch."""
+        slab = feeds[0].branch.slab
+        rows = np.repeat([feed.branch.row for feed in feeds], [feed.num_tokens for feed in feeds])
+        visible_TS = slab.visible_BS[rows, : slab.num_slots]
+        start = 0
+        for feed in feeds:
+            stop = start + feed.num_tokens
+            if feed.branch.num_pending > 1:
+                own = feed.slots + feed.unfed_slots
+                visible_TS[start:stop, own] = np.tri(feed.num_tokens, len(own), dtype=np.bool_)
+            start = stop
+        num_seen = int(np.flatnonzero(visible_TS.any(axis=0))[-1]) + 1
+        shape = self.model.kv_shape
+        mask_TS = torch.zeros((len(visible_TS), num_seen), dtype=shape.dtype)
+        mask_TS.masked_fill_(torch.from_numpy(~visible_TS[:, :num_seen]), float("-inf"))
+        return mask_TS.to(shape.device).repeat(self.model.num_heads // self.model.num_kv_heads, 1)
+
+    def _tensor(self, values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self.model.kv_shape.device)

@@ -1,0 +1,85 @@
+"""The KV cache of one request: slots in time order, shared by all its branches, never copied by fork or join.
+
+Axes: L layer, H KV head, S slot, D head dimension, B branch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+FIRST_CAPACITY = 256
+FIRST_BRANCHES = 8
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What one slot holds."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Slab:
+    """Slots ``[0, num_slots)`` are assigned, ``[num_slots, capacity)`` free; a slot stays its token's until the request
+    ends. ``visible_BS[row]`` says which slots the branch of that row sees."""
+
+    def __init__(self, shape: KVShape, capacity: int = FIRST_CAPACITY) -> None:
+        self.shape = shape
+        self.num_slots = 0
+        self.num_branches = 0
+        self.k_LHSD = self._empty(capacity)
+        self.v_LHSD = self._empty(capacity)
+        self.visible_BS = np.zeros((FIRST_BRANCHES, capacity), dtype=np.bool_)
+
+    @property
+    def capacity(self) -> int:
+        return self.visible_BS.shape[1]
+
+    def add_branch(self, parent_row: int | None = None) -> int:
+        """A new branch's row: a copy of its parent's, or nothing visible."""
+        row = self.num_branches
+        if row == len(self.visible_BS):
+            self.visible_BS = np.concatenate((self.visible_BS, np.zeros_like(self.visible_BS)))
+        if parent_row is not None:
+            self.visible_BS[row] = self.visible_BS[parent_row]
+        self.num_branches += 1
+        return row
+
+    def take(self, num_slots: int) -> range:
+        """Assign the next ``num_slots`` slots."""
+        slots = range(self.num_slots, self.num_slots + num_slots)
+        if slots.stop > self.capacity:
+            self._grow(slots.stop)
+        self.num_slots = slots.stop
+        return slots
+
+    def join(self, row: int, other_rows: list[int]) -> None:
+        """From now on ``row`` also sees what ``other_rows`` see."""
+        self.visible_BS[row] |= self.visible_BS[other_rows].any(axis=0)
+
+    def forget(self, slots: list[int]) -> None:
+        """No branch sees ``slots`` any more."""
+        self.visible_BS[:, slots] = False
+
+    def _grow(self, num_slots: int) -> None:
+        capacity = self.capacity
+        while capacity < num_slots:
+            capacity *= 2
+        used = self.num_slots
+        for name in ("k_LHSD", "v_LHSD"):
+            old_LHSD, new_LHSD = getattr(self, name), self._empty(capacity)
+            new_LHSD[:, :, :used] = old_LHSD[:, :, :used]
+            setattr(self, name, new_LHSD)
+        visible_BS = np.zeros((len(self.visible_BS), capacity), dtype=np.bool_)
+        visible_BS[:, :used] = self.visible_BS[:, :used]
+        self.visible_BS = visible_BS
+
+    def _empty(self, capacity: int) -> torch.Tensor:
+        """Zeros, not uninitialised memory: a masked slot's weight is 0, and 0 times NaN is NaN."""
+        shape = self.shape
+        size = (shape.num_layers, shape.num_kv_heads, capacity, shape.head_dim)
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)

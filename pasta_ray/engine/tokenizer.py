@@ -1,0 +1,124 @@
+"""Text to token ids and back. Text never becomes a special token or a tag, whatever it says."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from jinja2 import TemplateError
+from transformers import AddedToken, AutoConfig, AutoTokenizer, GenerationConfig
+
+from pasta_ray.errors import InputError, ModelError
+from pasta_ray.lang.tags import TAG_NAMES, TagMap
+
+Message = Mapping[str, str]
+
+# Two private-use characters around a number stand for a special token's name in a message while its chat is rendered.
+_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
+
+
+class Tokenizer:
+    """A model's own tokenizer, made safe for text that comes from outside."""
+
+    def __init__(self, backend: Any, tags: TagMap | None, stop_ids: tuple[int, ...]) -> None:
+        """``backend`` is a tokenizer of transformers. Tags that it knows as plain words become special to it."""
+        self._backend = backend
+        self.tags = tags
+        self.stop_ids = stop_ids
+        known = {token.content: token for token in backend.added_tokens_decoder.values()}
+        plain = [name for name in TAG_NAMES if name in known and not known[name].special]
+        if plain:
+            backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
+        self._special_ids = {id_: tok.content for id_, tok in backend.added_tokens_decoder.items() if tok.special}
+        names = sorted(self._special_ids.values(), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
+        self._tag_names = dict(zip(tags.ids, TAG_NAMES, strict=True)) if tags else {}
+
+    @classmethod
+    def load(cls, folder: Path, tags: TagMap | None) -> "Tokenizer":
+        """Raises ModelError where the folder holds no tokenizer."""
+        try:
+            backend = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{folder}: no tokenizer can be loaded: {error}") from error
+        return cls(backend, tags, _stop_ids(folder, backend))
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id, tags included."""
+        highest = max(self.tags.ids) + 1 if self.tags else 0
+        return max(len(self._backend), highest)
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text only: the name of a special token or a tag in it is letters like any others."""
+        ids = self._backend.encode(text, add_special_tokens=False, split_special_tokens=True)
+        return cast(list[int], ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The plain text of ``ids``; special tokens and tags have none."""
+        plain = [id_ for id_ in ids if id_ not in self._special_ids and id_ not in self._tag_names]
+        return cast(str, self._backend.decode(plain, clean_up_tokenization_spaces=False))
+
+    def token_text(self, id_: int) -> str:
+        """One token as text: a tag's or special token's name, or what it adds to an answer."""
+        return self._tag_names.get(id_) or self._special_ids.get(id_) or self.decode([id_])
+
+    def is_special(self, id_: int) -> bool:
+        """Whether the token has no text of its own: special tokens and tags."""
+        return id_ in self._special_ids or id_ in self._tag_names
+
+    def encode_chat(self, messages: Sequence[Message]) -> list[int]:
+        """The model's chat template around ``messages``, ready for the assistant's answer.
+
+        Only the template writes special tokens; their names in a message stay text. Raises InputError where the model
+        has no chat template, or it refuses the messages.
+        """
+        if not self._backend.chat_template:
+            raise InputError("the model has no chat template; send plain text to a completion instead")
+        quoted: list[str] = []
+        safe = [{key: self._quote(value, quoted) for key, value in message.items()} for message in messages]
+        try:
+            rendered = self._backend.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:  # how templates refuse messages
+            raise InputError(f"the model's chat template refuses the messages: {error}") from error
+        if not quoted:
+            return cast(list[int], self._backend.encode(rendered, add_special_tokens=False))
+        return self._encode_quoted(rendered, quoted)
+
+    def _quote(self, text: str, quoted: list[str]) -> str:
+        """Replace names of special tokens, and the sentinels' own characters, by sentinels counted in ``quoted``."""
+        pattern = f"{self._special.pattern}|{_OPEN}|{_CLOSE}"
+
+        def sentinel(match: re.Match[str]) -> str:
+            quoted.append(match.group())
+            return f"{_OPEN}{len(quoted) - 1}{_CLOSE}"
+
+        return re.sub(pattern, sentinel, text)
+
+    def _encode_quoted(self, rendered: str, quoted: Sequence[str]) -> list[int]:
+        """The template's special tokens as such, and all between them as plain text with the sentinels resolved."""
+        ids: list[int] = []
+        start = 0
+        for match in [*self._special.finditer(rendered), None]:
+            text = rendered[start : match.start() if match else len(rendered)]
+            if text:
+                ids += self.encode(_SENTINEL.sub(lambda m: quoted[int(m.group(1))], text))
+            if match:
+                ids.append(self._backend.convert_tokens_to_ids(match.group()))
+                start = match.end()
+        return ids
+
+
+def _stop_ids(folder: Path, backend: Any) -> tuple[int, ...]:
+    """The ids that end an answer, from the first of generation config, model config and tokenizer that names any."""
+    candidates: list[Any] = []
+    if (folder / "generation_config.json").is_file():
+        candidates.append(GenerationConfig.from_pretrained(folder).eos_token_id)
+    if (folder / "config.json").is_file():
+        candidates.append(AutoConfig.from_pretrained(folder).eos_token_id)
+    candidates.append(backend.eos_token_id)
+    for ids in candidates:
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return ()
