@@ -52,7 +52,8 @@ class Branch:
     @property
     def visible(self) -> npt.NDArray[np.bool_]:
         """This branch's row over the slab's slots, bool [capacity]; pending tokens included."""
-        return self.slab.visible_BS[self.row]
+        row: npt.NDArray[np.bool_] = self.slab.visible_BS[self.row]
+        return row
 
     def append(self, ids: Sequence[int]) -> None:
         """Pend ``ids`` behind what is there: slots and positions are theirs from now on."""

@@ -19,9 +19,12 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """``model``: the default model's name, a folder, a ``.gguf`` file or a hub id. ``adapter``: a folder, or the name of
+    """What to load and where to run it.
+
+    ``model``: the default model's name, a folder, a ``.gguf`` file or a hub id. ``adapter``: a folder, or the name of
     an adapter that the package ships; None is the base model. ``num_threads`` None leaves torch's own choice.
-    ``prefill_chunk`` bounds the prompt tokens of one step."""
+    ``prefill_chunk`` bounds the prompt tokens of one step.
+    """
 
     model: str = DEFAULT_MODEL
     adapter: str | None = None

@@ -1,7 +1,6 @@
 """GGUF models, dequantised once into a cache folder of safetensors; and the default model, which comes as one."""
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -102,4 +101,4 @@ def _convert(gguf: Path, folder: Path, temp: Path) -> None:
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(made, folder)
+    made.replace(folder)

@@ -42,7 +42,7 @@ class PackedLinear:
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
     """The fastest form for the weight's device and type. weight: [out, in]."""
-    packs = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+    packs = weight.device.type == "cpu" and torch._C._has_mkldnn
     if packs and weight.dtype == torch.bfloat16:
         packs = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     return PackedLinear(weight, bias) if packs else PlainLinear(weight, bias)

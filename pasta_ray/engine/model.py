@@ -20,24 +20,24 @@ SUPPORTED = ("LlamaForCausalLM",)
 
 @dataclass(frozen=True)
 class RequestRows:
-    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes, ``mask_QS``
-    (additive, query heads outermost) what they see of its slots ``[0, S)``."""
+    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes, ``mask``
+    (additive, [Q, S] with query heads outermost) what they see of its slots ``[0, S)``."""
 
     slab: Slab
     start: int
     stop: int
     slots: slice | torch.Tensor
-    mask_QS: torch.Tensor
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Layer:
     """One block's weights; Q, K and V are one product, gate and up another."""
 
-    attention_norm_E: torch.Tensor
+    attention_norm: torch.Tensor
     qkv: Linear
     output: Linear
-    mlp_norm_E: torch.Tensor
+    mlp_norm: torch.Tensor
     gate_up: Linear
     down: Linear
 
@@ -80,10 +80,10 @@ class LlamaModel:
         hidden_TE = self.embedding_VE[ids_T]
         rotation = self._rotation(positions_T)
         for index, layer in enumerate(self.layers):
-            normed_TE = self._norm(hidden_TE, layer.attention_norm_E)
+            normed_TE = self._norm(hidden_TE, layer.attention_norm)
             attended_TE = self._attend(index, layer.qkv(normed_TE), rotation, requests)
             hidden_TE = hidden_TE + layer.output(attended_TE)
-            gate_T, up_T = layer.gate_up(self._norm(hidden_TE, layer.mlp_norm_E)).chunk(2, dim=-1)
+            gate_T, up_T = layer.gate_up(self._norm(hidden_TE, layer.mlp_norm)).chunk(2, dim=-1)
             hidden_TE = hidden_TE + layer.down(F.silu(gate_T) * up_T)
         if not len(logit_rows_R):
             return hidden_TE.new_empty((0, self.vocab_size), dtype=torch.float32)
@@ -118,7 +118,7 @@ class LlamaModel:
         v_HTD = qkv_TND[:, num_heads + num_kv_heads :].transpose(0, 1)
         attended = []
         for request in requests:
-            rows, mask_QS = slice(request.start, request.stop), request.mask_QS
+            rows, mask_QS = slice(request.start, request.stop), request.mask
             k_HSD, v_HSD = request.slab.k_LHSD[index], request.slab.v_LHSD[index]
             k_HSD[:, request.slots] = k_HTD[:, rows]
             v_HSD[:, request.slots] = v_HTD[:, rows]
@@ -175,10 +175,10 @@ def _load_layer(load: _Weights, index: int) -> Layer:
     layer = f"model.layers.{index}"
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
     return Layer(
-        attention_norm_E=load(f"{layer}.input_layernorm.weight"),
+        attention_norm=load(f"{layer}.input_layernorm.weight"),
         qkv=load.linear(*(f"{attention}.{part}_proj.weight" for part in "qkv")),
         output=load.linear(f"{attention}.o_proj.weight"),
-        mlp_norm_E=load(f"{layer}.post_attention_layernorm.weight"),
+        mlp_norm=load(f"{layer}.post_attention_layernorm.weight"),
         gate_up=load.linear(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
         down=load.linear(f"{mlp}.down_proj.weight"),
     )

@@ -27,8 +27,10 @@ def replay(engine: Engine, prompt_ids: Sequence[int], document: Document) -> tor
 
 
 def replay_tokens(engine: Engine, prompt_ids: Sequence[int], document: TokenDocument) -> torch.Tensor:
-    """As :func:`replay`, for a document in token form. Other requests of the engine go on in the same steps; what these give
-    them is not handed to anybody."""
+    """As :func:`replay`, for a document in token form.
+
+    Other requests of the engine go on in the same steps; what these give them is not handed to anybody.
+    """
     run = _Replay(engine, prompt_ids, document)
     try:
         while not run.done:

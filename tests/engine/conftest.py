@@ -1,0 +1,103 @@
+"""Small random models: every weight matters and no two logits nearly tie, so one wrong slot or position shows."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from pasta_ray.engine import Engine, EngineConfig
+from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync, TokenText
+from pasta_ray.lang.tokens import TokenNode
+
+VOCAB = 96
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def save_model(folder: Path, **changes: object) -> Path:
+    """A Llama of 3 layers, 4 heads on 2 KV heads, saved as safetensors. No tokenizer."""
+    settings: dict[str, object] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "eos_token_id": None,
+        "bos_token_id": None,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tags() -> TagMap:
+    return TagMap.after(VOCAB - 6)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tags: TagMap) -> Path:
+    """A full checkpoint whose own vocabulary holds the tags."""
+    folder = save_model(tmp_path_factory.mktemp("model"))
+    tags.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir: Path) -> PreTrainedModel:
+    """The same model in transformers."""
+    return LlamaForCausalLM.from_pretrained(model_dir, attn_implementation="sdpa").eval()
+
+
+@pytest.fixture(scope="session")
+def shared_engine(model_dir: Path) -> Engine:
+    return Engine(EngineConfig(model=str(model_dir), prefill_chunk=16))
+
+
+@pytest.fixture
+def engine(shared_engine: Engine) -> Iterator[Engine]:
+    """The shared engine; a test that leaves a slot in use fails."""
+    yield shared_engine
+    assert (shared_engine.num_slots, shared_engine.num_branches) == (0, 0)
+
+
+def prompt(seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(VOCAB - 6) for _ in range(length)]
+
+
+def random_document(rng: random.Random, tags: TagMap) -> TokenDocument:
+    """Any document: text, promises with good and bad predictions, syncs, in any order."""
+
+    def text(low: int, high: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(VOCAB - 6) for _ in range(rng.randint(low, high)))
+
+    nodes: list[TokenNode] = []
+    num_open = 0
+    for _ in range(rng.randint(1, 9)):
+        kind = rng.choice(("text", "promise", "promise", "sync" if num_open else "text"))
+        if kind == "text":
+            nodes.append(TokenText(text(1, 6)))
+        elif kind == "sync":
+            nodes.append(TokenSync(tags.sync))
+            num_open = 0
+        else:
+            head = (tags.promise, *text(1, 3), tags.tokens, *text(1, 2), tags.promise_end)
+            nodes.append(TokenPromise(head, 10 * rng.randint(1, 3), (tags.async_, *text(0, 12), tags.async_end)))
+            num_open += 1
+    return TokenDocument(tuple(nodes))

@@ -1,0 +1,92 @@
+"""Sampling: seeds, top-p, masks, and rows that do not depend on their neighbours."""
+
+import torch
+
+from pasta_ray.engine import Engine
+from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.sampler import SampleRow, sample, uniform
+from tests.engine.conftest import prompt
+from tests.engine.test_decode import decode
+
+
+def row(index: int = 0, *, mask: int | None = None, **settings: float) -> SampleRow:
+    return SampleRow(Sampling(**settings), "0", index, mask)  # type: ignore[arg-type]
+
+
+def test_uniform_is_a_function_of_its_arguments() -> None:
+    """Guards replay after a failure: the same seed, path and index draw the same in every process, and others differ."""
+    assert uniform(1, "0.3", 7) == 0.23906198547097157
+    draws = [uniform(seed, path, index) for seed in range(10) for path in ("0", "0.1") for index in range(50)]
+    assert len(set(draws)) == len(draws)
+    assert 0.45 < sum(draws) / len(draws) < 0.55
+
+
+def test_seeds(engine: Engine) -> None:
+    """Guards reproducibility: one seed gives one answer whoever shares the batch; two seeds give two."""
+
+    def answer(seed: int, *others: int) -> list[int]:
+        branches = [
+            engine.open(prompt(1, 5), sampling=Sampling(temperature=1.0, seed=seed)),
+            *(engine.open(prompt(o, 30), sampling=Sampling(temperature=o % 2 * 1.0, seed=o)) for o in others),
+        ]
+        return decode(engine, branches, 20)[0]
+
+    alone = answer(1)
+    assert answer(1) == alone
+    assert answer(1, 2, 3, 4) == alone
+    assert answer(2) != alone
+
+
+def test_top_p_and_temperature_statistically() -> None:
+    """Guards the distribution: 4,000 draws follow the nucleus' renormalised probabilities and never leave it."""
+    probs = torch.tensor([0.05, 0.4, 0.25, 0.3])
+    logits = probs.log().expand(4000, -1)
+    for temperature, top_p in ((1.0, 1.0), (1.0, 0.6), (1.0, 0.72), (0.5, 0.9)):
+        rows = [row(i, temperature=temperature, top_p=top_p) for i in range(4000)]
+        counts = torch.bincount(torch.tensor(sample(logits, rows, None)), minlength=4) / 4000
+        scaled = torch.softmax(probs.log() / temperature, 0)
+        order = scaled.argsort(descending=True)
+        num_kept = int((scaled[order].cumsum(0) < top_p - 1e-6).sum()) + 1
+        expected = torch.zeros(4)
+        expected[order[:num_kept]] = scaled[order[:num_kept]]
+        expected /= expected.sum()
+        torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
+        assert not counts[expected == 0].any()
+
+
+def test_masks_hold_for_greedy_and_drawn_rows() -> None:
+    """Guards the grammar: a forbidden token is never chosen, however likely, and rows without a mask choose freely."""
+    logits = torch.tensor([9.0, 1.0, 0.0]).expand(4, -1)
+    masks = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
+    rows = [row(), row(mask=1), row(mask=2, temperature=1.0), row(mask=0)]
+    assert sample(logits, rows, masks) == [0, 1, 2, 0]
+    assert sample(logits[:1], [row(mask=2)], masks) == [2]
+    assert logits[0].tolist() == [9.0, 1.0, 0.0]
+
+
+class Alternating:
+    """Allows only token 7, then only token 8, and so on."""
+
+    def __init__(self) -> None:
+        self.mask_row = 0
+        self.seen: list[int] = []
+
+    def advance(self, token: int) -> None:
+        self.seen.append(token)
+        self.mask_row = 1 - self.mask_row
+
+
+def test_constraint_is_followed_and_told(engine: Engine) -> None:
+    """Guards the protocol: the constraint's row holds for its own branch only, and it hears every sampled token."""
+    masks = torch.zeros((2, engine.vocab_size), dtype=torch.bool)
+    masks[0, 7] = masks[1, 8] = True
+    constraint = Alternating()
+    engine.masks = masks
+    free, bound = (
+        engine.open(prompt(1, 5), sampling=Sampling()),
+        engine.open(prompt(1, 5), sampling=Sampling(), constraint=constraint),
+    )
+    tokens = decode(engine, [free, bound], 4)
+    engine.masks = None
+    assert tokens[1] == [7, 8, 7, 8] == constraint.seen
+    assert tokens[0] != tokens[1]
