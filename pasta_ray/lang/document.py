@@ -55,7 +55,7 @@ def check_count(num_tokens: int) -> Wrong | None:
 
 
 def predicted_tokens(body_tokens: int) -> int:
-    """The exact N of a body of ``body_tokens`` tokens, its two tags counted (Pred-10X: rounded up to a multiple of 10)."""
+    """The exact N (Pred-10X) of a body of ``body_tokens`` tokens, its two tags counted: rounded up to a multiple of 10."""
     return -(-body_tokens // COUNT_UNIT) * COUNT_UNIT
 
 
@@ -156,16 +156,18 @@ class Document:
 
 @dataclass
 class CriticalPath:
-    """Counts steps: ``steps`` of the main branch so far, ``last_body`` the step at which the last open body has closed."""
+    """Counts model steps: ``steps`` until the main branch's last token, ``last_body`` until the last open body's."""
 
     steps: int = 0
     last_body: int = 0
+    num_main: int = 0
 
     def main(self, num_tokens: int) -> None:
+        self.num_main += num_tokens
         self.steps += num_tokens
 
     def fork(self, body_tokens: int) -> None:
-        """A body of ``body_tokens``, tags included. Its opening tag is forced: it samples one token less than it has."""
+        """A body of ``body_tokens``, tags included; its opening tag is forced, so it samples one token less."""
         self.last_body = max(self.last_body, self.steps + body_tokens - 1)
 
     def sync(self) -> None:

@@ -1,0 +1,84 @@
+"""Many requests over one engine, each by its own method: what a replica runs, and what `generate` runs in-process."""
+
+from pasta_ray.engine.engine import Engine, StepOutput
+from pasta_ray.engine.masks import build_masks
+from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.methods import METHODS, Run
+from pasta_ray.engine.slab import Slab
+from pasta_ray.errors import InputError
+
+
+class Decoder:
+    """``submit`` requests, then ``step`` until none is busy. Single-threaded, like the engine it drives.
+
+    ``replica`` names this decoder in reports.
+    """
+
+    def __init__(self, engine: Engine, replica: str = "local") -> None:
+        self.engine = engine
+        self.replica = replica
+        engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
+        self._runs: dict[str, Run] = {}
+        self._by_slab: dict[Slab, Run] = {}
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods that this engine's model can run."""
+        return tuple(name for name, run in METHODS.items() if self.engine.tags or not run.needs_tags)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._runs)
+
+    @property
+    def num_slots(self) -> int:
+        return self.engine.num_slots
+
+    @property
+    def num_branches(self) -> int:
+        return self.engine.num_branches
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._runs)
+
+    def submit(self, request: Request) -> None:
+        """Take a request in. Raises InputError for one that can never run here."""
+        if request.id in self._runs:
+            raise InputError(f"request id {request.id!r} is in use")
+        if request.method not in self.methods:
+            raise InputError(f"method is {request.method!r}; allowed with this model: {', '.join(self.methods)}")
+        room = self.engine.max_positions - len(request.prompt_ids)
+        if request.max_tokens > room:
+            raise InputError(
+                f"the prompt's {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the model's"
+                f" {self.engine.max_positions} positions; allowed: max_tokens up to {max(0, room)}"
+            )
+        run = METHODS[request.method](self.engine, request, self.replica)
+        self._runs[request.id] = run
+        self._by_slab[run.main.branch.slab] = run
+
+    def cancel(self, request_id: str) -> None:
+        """End a request and free all its slots; its events stop. Unknown ids are fine: it may just have finished."""
+        run = self._runs.get(request_id)
+        if run:
+            run.cancel()
+            self._forget(run)
+
+    def step(self) -> list[Events]:
+        """One engine step; what it brought, one entry for each request that has news."""
+        outputs: dict[Run, list[StepOutput]] = {}
+        for output in self.engine.step():
+            outputs.setdefault(self._by_slab[output.branch.slab], []).append(output)
+        news = []
+        for run, own in outputs.items():
+            events = run.react(own)
+            if run.done:
+                self._forget(run)
+            if events:
+                news.append(Events(run.request.id, tuple(events)))
+        return news
+
+    def _forget(self, run: Run) -> None:
+        del self._runs[run.request.id]
+        del self._by_slab[run.main.branch.slab]

@@ -1,0 +1,46 @@
+"""The tag grammar over one vocabulary: a bank of masks, one row for each phase."""
+
+import torch
+
+from pasta_ray.engine.tokenizer import Tokenizer
+from pasta_ray.lang.grammar import ALLOWS, DIGITS_LEFT, Kind, Phase, kinds_of
+
+
+def build_masks(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
+    """Bool [num_phases, vocab_size], True where a phase allows a token.
+
+    Ids that the tokenizer does not know (a padded vocabulary) count as text, so that a plain branch chooses among all
+    that the model offers.
+    """
+    tags = tokenizer.tags
+    tag_kinds: dict[int, Kind | None] = {}
+    if tags:
+        tag_kinds = {
+            tags.promise: Kind.PROMISE,
+            tags.tokens: Kind.TOKENS,
+            tags.promise_end: Kind.PROMISE_END,
+            tags.async_: None,
+            tags.async_end: Kind.ASYNC_END,
+            tags.sync: Kind.SYNC,
+        }
+    by_kind = {kind: torch.zeros(vocab_size, dtype=torch.bool) for kind in Kind}
+    by_digits = [torch.zeros(vocab_size, dtype=torch.bool) for _ in range(4)]
+    for token in range(vocab_size):
+        if token in tag_kinds:
+            kind = tag_kinds[token]
+            if kind:
+                by_kind[kind][token] = True
+            continue
+        known = token < tokenizer.vocab_size
+        text = tokenizer.token_text(token) if known else ""
+        for kind in kinds_of(text, special=not known or tokenizer.is_special(token)):
+            by_kind[kind][token] = True
+        if by_kind[Kind.DIGITS][token]:
+            for left in range(len(text), len(by_digits)):
+                by_digits[left][token] = True
+    bank = torch.zeros(len(Phase), vocab_size, dtype=torch.bool)
+    for phase in Phase:
+        for kind in ALLOWS[phase]:
+            row = by_kind[kind]
+            bank[phase] |= row & by_digits[DIGITS_LEFT[phase]] if kind in (Kind.DIGITS, Kind.FIRST_DIGITS) else row
+    return bank

@@ -1,0 +1,9 @@
+"""Decoding methods: each a small program over ``open``, ``fork``, ``join`` and ``step``."""
+
+from pasta_ray.engine.methods.base import Run
+from pasta_ray.engine.methods.pasta import PastaRun
+from pasta_ray.engine.methods.sequential import SequentialRun
+
+METHODS: dict[str, type[Run]] = {"sequential": SequentialRun, "pasta": PastaRun}
+
+__all__ = ["METHODS", "Run"]

@@ -1,0 +1,208 @@
+"""What every method shares: one request's branches, its visible text, its clock, and the report at its end."""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.detokenizer import Detokenizer
+from pasta_ray.engine.engine import Engine, StepOutput
+from pasta_ray.engine.messages import (
+    MAIN_BRANCH,
+    BranchReport,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    Parallel,
+    Report,
+    Request,
+    Timing,
+    Usage,
+)
+from pasta_ray.lang import Document
+
+
+@dataclass(eq=False)
+class Track:
+    """One branch of a request as a method follows it. Steps are the request's own, from 1; times are seconds."""
+
+    branch: Branch
+    detokenizer: Detokenizer
+    first_step: int
+    start_s: float
+    parent: str | None = None
+    topic: str | None = None
+    tokens_predicted: int | None = None
+    num_tokens: int = 0
+    last_step: int = 0
+    end_s: float = 0.0
+    finish_reason: FinishReason | None = None
+    text: list[str] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        return self.branch.path
+
+
+class Run(ABC):
+    """One request being decoded. ``react`` takes the outputs of its branches in one step and gives its events."""
+
+    needs_tags = False
+
+    def __init__(self, engine: Engine, request: Request, replica: str) -> None:
+        self.engine = engine
+        self.request = request
+        self.done = False
+        self._replica = replica
+        self._submitted = time.perf_counter()
+        self._first_token_s: float | None = None
+        self._first_text_s: float | None = None
+        self._max_branches = 1
+        self.num_steps = 0
+        self.num_visible = 0
+        self.num_annotation = 0
+        self.tracks: dict[str, Track] = {}
+        self.main = self._track(self.open_main())
+
+    @abstractmethod
+    def open_main(self) -> Branch:
+        """Open the request on the engine."""
+
+    @abstractmethod
+    def take(self, track: Track, token: int) -> list[Event]:
+        """Act on one sampled token."""
+
+    @abstractmethod
+    def document(self) -> Document:
+        """The answer so far."""
+
+    @abstractmethod
+    def critical_path(self) -> int:
+        """Model steps of the answer that had to follow one another, had every branch been decoded at once."""
+
+    def settled(self) -> list[Event]:
+        """What follows once every output of a step has been taken, such as a join."""
+        return []
+
+    def react(self, outputs: Sequence[StepOutput]) -> list[Event]:
+        """Take one step's outputs, in the order of the branches' paths."""
+        events: list[Event] = []
+        sampled = [output for output in outputs if output.token is not None]
+        if not sampled:
+            return events
+        self.num_steps += 1
+        self._max_branches = max(self._max_branches, len(sampled))
+        now = self._elapsed()
+        self._first_token_s = self._first_token_s or now
+        for output in sampled:
+            track = self.tracks[output.branch.path]
+            track.num_tokens += 1
+            track.last_step, track.end_s = self.num_steps, now
+            assert output.token is not None
+            events += self.take(track, output.token)
+            if self.num_visible >= self.request.max_tokens:
+                return [*events, *self._finish("length")]
+        events += self.settled()
+        if all(track.finish_reason for track in self.tracks.values()):
+            events += self._finish("stop")
+        return events
+
+    def cancel(self) -> None:
+        """Free every slot; no more events."""
+        self.done = True
+        self.engine.free(self.main.branch)
+
+    def visible(self, track: Track, token: int) -> list[Event]:
+        """A token of the answer's text on ``track``."""
+        self.num_visible += 1
+        return self._delta(track, track.detokenizer.add(token), 1)
+
+    def flush(self, track: Track) -> list[Event]:
+        """What the detokenizer still holds, at the end of a stretch of text."""
+        text = track.detokenizer.flush()
+        return self._delta(track, text, 0) if text else []
+
+    def end(self, track: Track, reason: FinishReason) -> list[Event]:
+        """``track`` has its last token."""
+        events = self.flush(track)
+        track.finish_reason = reason
+        return events
+
+    def _delta(self, track: Track, text: str, num_tokens: int) -> list[Event]:
+        if text:
+            self._first_text_s = self._first_text_s or self._elapsed()
+            track.text.append(text)
+        return [Delta(track.path, text, num_tokens)]
+
+    def _track(
+        self, branch: Branch, parent: str | None = None, topic: str | None = None, tokens_predicted: int | None = None
+    ) -> Track:
+        track = Track(
+            branch,
+            Detokenizer(self.engine.tokenizer),
+            self.num_steps + 1,
+            self._elapsed(),
+            parent,
+            topic,
+            tokens_predicted,
+        )
+        self.tracks[branch.path] = track
+        return track
+
+    def _elapsed(self) -> float:
+        return time.perf_counter() - self._submitted
+
+    def _finish(self, reason: FinishReason) -> list[Event]:
+        events: list[Event] = []
+        for track in self.tracks.values():
+            if not track.finish_reason:
+                events += self.end(track, reason)
+        report = self._report(reason)
+        self.done = True
+        self.engine.free(self.main.branch)
+        return [*events, Finished(report)]
+
+    def _report(self, reason: FinishReason) -> Report:
+        document = self.document()
+        text = document.text()
+        ended = int(reason == "stop")
+        sequential_tokens = len(self.engine.tokenizer.encode(text)) + ended
+        critical_path = self.critical_path()
+        wall_s = self._elapsed()
+        return Report(
+            id=self.request.id,
+            method=self.request.method,
+            text=text,
+            document=document.linear(),
+            finish_reason=reason,
+            usage=Usage(len(self.request.prompt_ids), self.num_visible + ended, self.num_annotation),
+            timing=Timing(wall_s, self._first_text_s or wall_s, self._first_token_s or wall_s),
+            parallel=Parallel(
+                num_promises=len(document.promises),
+                num_syncs=document.num_syncs,
+                max_branches=self._max_branches,
+                critical_path=critical_path,
+                sequential_tokens=sequential_tokens,
+                theoretical_speedup=sequential_tokens / max(1, critical_path),
+            ),
+            branches=tuple(_branch_report(track, self._replica) for track in self.tracks.values()),
+        )
+
+
+def _branch_report(track: Track, replica: str) -> BranchReport:
+    assert track.finish_reason
+    return BranchReport(
+        id=track.path,
+        parent=track.parent,
+        topic=track.topic,
+        tokens_predicted=track.tokens_predicted,
+        tokens=track.num_tokens + (track.path != MAIN_BRANCH),
+        first_step=track.first_step,
+        last_step=track.last_step,
+        start_s=track.start_s,
+        end_s=track.end_s,
+        replica=replica,
+        finish_reason=track.finish_reason,
+    )

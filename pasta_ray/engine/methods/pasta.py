@@ -1,0 +1,131 @@
+"""The interpreter: fork at every promise, go on beside its body, join at a sync (DESIGN: layout; arXiv 2502.11517)."""
+
+from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.engine import Engine
+from pasta_ray.engine.messages import BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
+from pasta_ray.engine.methods.base import Run, Track
+from pasta_ray.errors import InputError
+from pasta_ray.lang import Document, Promise, Sync, Text
+from pasta_ray.lang.document import CriticalPath, Node
+from pasta_ray.lang.grammar import BodyGrammar, MainGrammar, body_budget
+from pasta_ray.lang.tokens import read_head
+
+
+class PastaRun(Run):
+    """Acts on the tag tokens that the main branch writes; the grammar has masked those that would make no sense.
+
+    ``_head`` is the promise being written, ``_unsynced`` are the bodies opened since the last sync, ``_waiting`` is
+    whether the main branch has written a sync whose bodies are still open. ``_cuts`` are the promises and syncs, each
+    with the place where it cuts the main branch: its number of tokens and of pieces of text by then.
+    """
+
+    needs_tags = True
+
+    def __init__(self, engine: Engine, request: Request, replica: str) -> None:
+        if engine.tags is None:
+            raise InputError("this model knows no tag tokens, so method 'pasta' cannot run; use 'sequential'")
+        self._tags = engine.tags
+        self._grammar = MainGrammar(
+            engine.tags, engine.tokenizer.token_text, request.max_promises, request.max_branches
+        )
+        self._head: list[int] = []
+        self._unsynced: list[Track] = []
+        self._waiting = False
+        self._cuts: list[tuple[Track | Sync, int, int]] = []
+        super().__init__(engine, request, replica)
+
+    def open_main(self) -> Branch:
+        return self.engine.open(self.request.prompt_ids, sampling=self.request.sampling, constraint=self._grammar)
+
+    def take(self, track: Track, token: int) -> list[Event]:
+        return self._take_main(token) if track is self.main else self._take_body(track, token)
+
+    def _take_main(self, token: int) -> list[Event]:
+        tags = self._tags
+        if token in self.engine.tokenizer.stop_ids and not self._head:
+            self.engine.close(self.main.branch)
+            return self.end(self.main, "stop")
+        if self._head or token == tags.promise:
+            self.num_annotation += 1
+            self._head.append(token)
+            return self._fork() if token == tags.promise_end else []
+        if token == tags.sync:
+            self.num_annotation += 1
+            self._waiting = True
+            self.engine.hold(self.main.branch)
+            events = self.flush(self.main)
+            self._cut(Sync())
+            return events
+        return self.visible(self.main, token)
+
+    def _fork(self) -> list[Event]:
+        head, self._head = self._head, []
+        topic, tokens_predicted = read_head(head, self.engine.tokenizer, self._tags)
+        grammar = BodyGrammar(body_budget(tokens_predicted))
+        self._grammar.num_open += 1
+        path = f"{self.main.path}.{self._grammar.num_promises}"
+        branch = self.engine.fork(
+            self.main.branch,
+            [self._tags.async_],
+            path=path,
+            gap=tokens_predicted,
+            sampling=self.request.sampling,
+            constraint=grammar,
+        )
+        events = self.flush(self.main)
+        track = self._track(branch, self.main.path, topic, tokens_predicted)
+        self._unsynced.append(track)
+        self._cut(track)
+        self.num_annotation += 1
+        return [*events, PromiseOpened(path, self.main.path, topic, tokens_predicted)]
+
+    def _take_body(self, track: Track, token: int) -> list[Event]:
+        if token != self._tags.async_end:
+            return self.visible(track, token)
+        self.num_annotation += 1
+        self.engine.settle(track.branch)
+        self._grammar.num_open -= 1
+        grammar = track.branch.constraint
+        assert isinstance(grammar, BodyGrammar)
+        reason: FinishReason = "length" if grammar.at_budget else "stop"
+        return [*self.end(track, reason), BranchClosed(track.path, reason)]
+
+    def settled(self) -> list[Event]:
+        """Join once a sync waits and all its bodies are closed: their last tokens and the sync share a step."""
+        if not self._waiting or not all(track.finish_reason for track in self._unsynced):
+            return []
+        self.engine.join(self.main.branch, [track.branch for track in self._unsynced])
+        self.engine.release(self.main.branch)
+        self._unsynced, self._waiting = [], False
+        return [Synced()]
+
+    def document(self) -> Document:
+        nodes: list[Node] = []
+        start = 0
+        for item, _, num_pieces in self._cuts:
+            nodes.append(Text("".join(self.main.text[start:num_pieces])))
+            nodes.append(_promise(item) if isinstance(item, Track) else item)
+            start = num_pieces
+        nodes.append(Text("".join(self.main.text[start:])))
+        return Document(tuple(nodes))
+
+    def critical_path(self) -> int:
+        path = CriticalPath()
+        for item, num_tokens, _ in self._cuts:
+            path.main(num_tokens - path.num_main)
+            if isinstance(item, Track):
+                path.fork(item.num_tokens + 1)
+            else:
+                path.sync()
+        path.main(self.main.num_tokens - path.num_main)
+        path.sync()
+        return path.steps
+
+    def _cut(self, item: Track | Sync) -> None:
+        self._cuts.append((item, self.main.num_tokens, len(self.main.text)))
+
+
+def _promise(track: Track) -> Promise:
+    assert track.topic is not None
+    assert track.tokens_predicted is not None
+    return Promise(track.topic, track.tokens_predicted, (Text("".join(track.text)),))

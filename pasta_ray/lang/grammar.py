@@ -1,0 +1,183 @@
+"""The grammar while decoding: after the tokens so far, which kinds of token may come next.
+
+One automaton a branch. It knows the phase, not the vocabulary: what a phase allows is :data:`ALLOWS`, and a decoder
+turns that into one mask of its vocabulary for each phase.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, auto
+
+from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.tags import TagMap
+
+MAX_COUNT_DIGITS = 3
+MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
+MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
+
+
+class Kind(Enum):
+    """What a token is. ``WORD`` starts with a space and ``PIECE`` does not: both are fit for a topic."""
+
+    TEXT = auto()  # any token that is no tag, special ones included
+    CONTENT = auto()  # text without special tokens: what a body is made of
+    PIECE = auto()
+    WORD = auto()
+    FIRST_DIGITS = auto()  # digits without a leading zero
+    DIGITS = auto()
+    PROMISE = auto()
+    TOKENS = auto()
+    PROMISE_END = auto()
+    ASYNC_END = auto()
+    SYNC = auto()
+
+
+class Phase(IntEnum):
+    """Where a branch stands. The values number the rows of a decoder's mask bank."""
+
+    PLAIN = 0  # no tag at all
+    MAIN = auto()  # no open promise
+    MAIN_OPEN = auto()  # some open promise
+    MAIN_OPEN_FULL = auto()  # the same, and no further promise allowed
+    TOPIC_START = auto()
+    TOPIC = auto()
+    TOPIC_LAST_WORD = auto()
+    TOPIC_END = auto()
+    COUNT_START = auto()
+    COUNT = auto()
+    COUNT_LAST_DIGIT = auto()
+    COUNT_END = auto()
+    BODY_START = auto()
+    BODY = auto()
+    BODY_END = auto()
+
+
+ALLOWS: dict[Phase, frozenset[Kind]] = {
+    Phase.PLAIN: frozenset({Kind.TEXT}),
+    Phase.MAIN: frozenset({Kind.TEXT, Kind.PROMISE}),
+    Phase.MAIN_OPEN: frozenset({Kind.TEXT, Kind.PROMISE, Kind.SYNC}),
+    Phase.MAIN_OPEN_FULL: frozenset({Kind.TEXT, Kind.SYNC}),
+    Phase.TOPIC_START: frozenset({Kind.PIECE}),
+    Phase.TOPIC: frozenset({Kind.PIECE, Kind.WORD, Kind.TOKENS}),
+    Phase.TOPIC_LAST_WORD: frozenset({Kind.PIECE, Kind.TOKENS}),
+    Phase.TOPIC_END: frozenset({Kind.TOKENS}),
+    Phase.COUNT_START: frozenset({Kind.FIRST_DIGITS}),
+    Phase.COUNT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
+    Phase.COUNT_LAST_DIGIT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
+    Phase.COUNT_END: frozenset({Kind.PROMISE_END}),
+    Phase.BODY_START: frozenset({Kind.CONTENT}),
+    Phase.BODY: frozenset({Kind.CONTENT, Kind.ASYNC_END}),
+    Phase.BODY_END: frozenset({Kind.ASYNC_END}),
+}
+# The most digits that one token may have where digits are allowed.
+DIGITS_LEFT = {Phase.COUNT_START: 3, Phase.COUNT: 2, Phase.COUNT_LAST_DIGIT: 1}
+
+
+def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
+    """The kinds of a token that is no tag, by its text."""
+    if special or not text:
+        return frozenset({Kind.TEXT})
+    kinds = {Kind.TEXT, Kind.CONTENT}
+    core = text[1:] if text.startswith(" ") else text
+    fit = 0 < len(core) <= MAX_TOPIC_TOKEN and core.isprintable() and " " not in core and "\ufffd" not in core
+    if fit and not TOPIC_FORBIDDEN.search(core):
+        kinds.add(Kind.PIECE if core == text else Kind.WORD)
+    if text.isascii() and text.isdigit() and len(text) <= MAX_COUNT_DIGITS:
+        kinds |= {Kind.DIGITS} if text.startswith("0") else {Kind.DIGITS, Kind.FIRST_DIGITS}
+    return frozenset(kinds)
+
+
+def body_budget(tokens_predicted: int) -> int:
+    """The most tokens a body may have, its tags counted: twice what was predicted, at least 64 more than that."""
+    return max(2 * tokens_predicted, tokens_predicted + 64)
+
+
+@dataclass
+class PlainGrammar:
+    """Text only: the main branch of a method without tags."""
+
+    @property
+    def mask_row(self) -> int:
+        return Phase.PLAIN
+
+    def advance(self, token: int) -> None:
+        """Nothing changes."""
+
+
+@dataclass
+class MainGrammar:
+    """The main branch: text, promises, and syncs where a promise is open.
+
+    ``num_open`` is the number of bodies that are still being decoded; whoever runs the branch keeps it up to date.
+    """
+
+    tags: TagMap
+    token_text: Callable[[int], str]
+    max_promises: int
+    max_branches: int
+    num_open: int = 0
+    num_promises: int = 0
+    num_unsynced: int = 0
+    phase: Phase = Phase.MAIN
+    _topic: str = field(default="", repr=False)
+    _num_digits: int = 0
+
+    @property
+    def mask_row(self) -> int:
+        if self.phase not in (Phase.MAIN, Phase.MAIN_OPEN):
+            return self.phase
+        may_promise = self.num_promises < self.max_promises and self.num_open < self.max_branches
+        if self.num_unsynced:
+            return Phase.MAIN_OPEN if may_promise else Phase.MAIN_OPEN_FULL
+        return Phase.MAIN if may_promise else Phase.PLAIN
+
+    def advance(self, token: int) -> None:
+        """Move on by a token that the mask allowed."""
+        if token == self.tags.promise:
+            self.phase, self._topic = Phase.TOPIC_START, ""
+        elif token == self.tags.tokens:
+            self.phase, self._num_digits = Phase.COUNT_START, 0
+        elif token == self.tags.promise_end:
+            self.num_promises += 1
+            self.num_unsynced += 1
+            self.phase = Phase.MAIN_OPEN
+        elif token == self.tags.sync:
+            self.num_unsynced = 0
+            self.phase = Phase.MAIN
+        elif self.phase in (Phase.TOPIC_START, Phase.TOPIC, Phase.TOPIC_LAST_WORD):
+            self._topic += self.token_text(token)
+            self.phase = self._topic_phase()
+        elif self.phase in (Phase.COUNT_START, Phase.COUNT, Phase.COUNT_LAST_DIGIT):
+            self._num_digits += len(self.token_text(token))
+            left = MAX_COUNT_DIGITS - self._num_digits
+            self.phase = (Phase.COUNT_END, Phase.COUNT_LAST_DIGIT, Phase.COUNT)[left]
+
+    def _topic_phase(self) -> Phase:
+        if len(self._topic) >= MAX_TOPIC_GROWTH:
+            return Phase.TOPIC_END
+        last_word = self._topic.count(" ") >= MAX_TOPIC_WORDS - 1
+        return Phase.TOPIC_LAST_WORD if last_word else Phase.TOPIC
+
+
+@dataclass
+class BodyGrammar:
+    """A body: at least one token of content, then its end, at the latest when ``budget`` is reached (tags counted)."""
+
+    budget: int
+    num_tokens: int = 1  # <|async|> is forced
+
+    @property
+    def mask_row(self) -> int:
+        if self.num_tokens == 1:
+            return Phase.BODY_START
+        return Phase.BODY if self.num_tokens + 1 < self.budget else Phase.BODY_END
+
+    @property
+    def at_budget(self) -> bool:
+        """Whether the body was closed by its budget, not by the model."""
+        return self.num_tokens >= self.budget
+
+    def advance(self, token: int) -> None:
+        """Move on by any token."""
+        del token
+        self.num_tokens += 1

@@ -1,0 +1,1 @@
+"""Annotators turn a plain answer into a document: they choose the bodies and name them."""

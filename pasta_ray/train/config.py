@@ -1,0 +1,40 @@
+"""What a training run is told: one YAML file, every field also as ``--set name=value``."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class SftConfig(BaseModel):
+    """Stage 1: supervised fine-tuning on annotated documents."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="the run's name: its folder below `runs`, and what it resumes by")
+    model: str = Field("smollm2-135m-instruct", description="base model, as the engine names it")
+    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
+    tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
+
+    epochs: int = Field(1, ge=1)
+    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed batch, and so the longest example")
+    accumulate: int = Field(1, ge=1, description="batches a worker adds up before it updates")
+    seed: int = 0
+
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: int = Field(32, ge=1)
+    learning_rate: float = Field(4e-4, gt=0)
+    tag_learning_rate: float = Field(6e-3, gt=0, description="of the tag tokens' rows, which start untrained")
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps; then linear decay to 0")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="largest gradient norm")
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    num_workers: int = Field(1, ge=1)
+    threads_per_worker: int = Field(2, ge=1)
+    use_gpu: bool = False
+    max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
+    checkpoint_every: int = Field(50, ge=1, description="steps")
+    report_every: int = Field(5, ge=1, description="steps")

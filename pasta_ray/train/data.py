@@ -1,0 +1,178 @@
+"""Documents to packed batches: token ids, positions, mask and labels, all of them from ``lang``'s layout."""
+
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pasta_ray.errors import InputError
+from pasta_ray.lang import (
+    Layout,
+    PastaSyntaxError,
+    TagMap,
+    TokenDocument,
+    TokenText,
+    encode_document,
+    layout,
+    parse,
+)
+
+KINDS = ("text", "tag", "topic", "length")
+
+
+class Record(BaseModel):
+    """One line of a documents file. ``document`` is linear PASTA-LANG."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    instruction: str
+    document: str
+    system: str | None = None
+    input: str | None = None
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        content = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": content}]
+
+
+class ChatTokenizer(Protocol):
+    """What training needs of the engine's tokenizer."""
+
+    @property
+    def stop_ids(self) -> Sequence[int]: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document with its prompt: its layout, and for each token what kind of thing it is (an index of KINDS)."""
+
+    id: str
+    layout: Layout
+    kinds: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.layout.ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One packed row of T tokens and its M labels. Token ``sources[m]``'s logits are to predict ``labels[m]``.
+
+    ids, positions: int64 [1, T]; mask: bool [1, 1, T, T], True where a token (row) sees another (column);
+    sources, labels, kinds: int64 [M]; example_ids: the documents in it.
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    mask: torch.Tensor
+    sources: torch.Tensor
+    labels: torch.Tensor
+    kinds: torch.Tensor
+    example_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
+
+
+def read_records(paths: Iterable[Path]) -> list[Record]:
+    """All documents of some JSONL files. Raises InputError that names file and line."""
+    records = []
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such documents file")
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    records.append(Record.model_validate(json.loads(line)))
+                except (json.JSONDecodeError, ValidationError) as error:
+                    raise InputError(f"{path}, line {number}: not a document record: {error}") from error
+    return records
+
+
+def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
+    """A record in tokens, its end token included. Without ``tags`` the annotation is left out."""
+    try:
+        document = parse(record.document)
+    except PastaSyntaxError as error:
+        raise InputError(f"document {record.id}: {error}") from error
+    if tags is None:
+        tokens = TokenDocument((TokenText(tuple(tokenizer.encode(document.text()))),))
+    else:
+        tokens = encode_document(document, tokenizer, tags, exact=True)
+    tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
+    laid_out = layout(tokens, tokenizer.encode_chat(record.messages))
+    return Example(record.id, laid_out, _kinds(laid_out.ids, tags))
+
+
+def _kinds(ids: Sequence[int], tags: TagMap | None) -> tuple[int, ...]:
+    kinds, inside = [], "text"
+    for token in ids:
+        if tags is None or token not in tags.ids:
+            kinds.append(KINDS.index(inside))
+            continue
+        kinds.append(KINDS.index("tag"))
+        inside = {tags.promise: "topic", tags.tokens: "length"}.get(token, "text")
+    return tuple(kinds)
+
+
+def pack(examples: Sequence[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
+    """Examples in a seeded order, first fit into packs of at most ``batch_tokens``; longer examples are left out."""
+    order = [example for example in examples if len(example) <= batch_tokens]
+    random.Random(seed).shuffle(order)
+    packs: list[list[Example]] = []
+    room: list[int] = []
+    for example in order:
+        fits = next((i for i, free in enumerate(room) if free >= len(example)), None)
+        if fits is None:
+            packs.append([])
+            room.append(batch_tokens)
+            fits = len(packs) - 1
+        packs[fits].append(example)
+        room[fits] -= len(example)
+    random.Random(seed + 1).shuffle(packs)
+    return packs
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """One pack as tensors: examples side by side, blind to each other."""
+    total = sum(map(len, examples))
+    mask = torch.zeros(total, total, dtype=torch.bool)
+    ids: list[int] = []
+    positions: list[int] = []
+    sources, labels, kinds = [], [], []
+    for example in examples:
+        start, laid_out = len(ids), example.layout
+        for i, ranges in enumerate(laid_out.visible):
+            for first, last in ranges:
+                mask[start + i, start + first : start + last] = True
+        for i, source in enumerate(laid_out.label_source):
+            if source is not None:
+                sources.append(start + source)
+                labels.append(laid_out.ids[i])
+                kinds.append(example.kinds[i])
+        ids += laid_out.ids
+        positions += laid_out.positions
+    return Batch(
+        ids=torch.tensor([ids]),
+        positions=torch.tensor([positions]),
+        mask=mask[None, None],
+        sources=torch.tensor(sources),
+        labels=torch.tensor(labels),
+        kinds=torch.tensor(kinds),
+        example_ids=tuple(example.id for example in examples),
+    )
