@@ -152,7 +152,7 @@ def read_head(head: Sequence[int], tokenizer: TextTokenizer, tags: TagMap, *, at
     try:
         Promise(topic, num_tokens, ())
     except DocumentError as error:
-        raise TokenFormError(at, repr(tokenizer.decode(head[1:-1])), str(error)) from error
+        raise TokenFormError(at, f"topic {topic!r} and count {count!r}", str(error)) from error
     return topic, num_tokens
 
 

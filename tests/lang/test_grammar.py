@@ -1,0 +1,127 @@
+"""The decoding grammar: whatever is chosen among what it allows is a well-formed document."""
+
+import random
+
+import pytest
+
+from pasta_ray.lang import TagMap, TokenFormError, decode_document, parse, read_tokens
+from pasta_ray.lang.grammar import (
+    ALLOWS,
+    DIGITS_LEFT,
+    BodyGrammar,
+    Kind,
+    MainGrammar,
+    Phase,
+    body_budget,
+    kinds_of,
+)
+
+VOCABULARY = ["a", "bc", " d", " ef", "\n", '"', "<", " ", "0", "7", "42", "123", "1234", "é", "�", "<end>", "x" * 16]
+TAGS = TagMap.after(len(VOCABULARY))
+TAG_KINDS = dict(zip(TAGS.ids, [Kind.PROMISE, Kind.TOKENS, Kind.PROMISE_END, None, Kind.ASYNC_END, Kind.SYNC], strict=True))
+KINDS = [kinds_of(text, special=text == "<end>") for text in VOCABULARY]
+
+
+class Vocabulary:
+    def encode(self, text: str) -> list[int]:
+        raise AssertionError(f"not used: {text}")
+
+    def decode(self, ids: object) -> str:
+        assert isinstance(ids, list | tuple)
+        return "".join(VOCABULARY[i] for i in ids)
+
+
+def allowed(phase: int) -> list[int]:
+    """What a mask of this phase lets through, as the engine builds it."""
+    ids = []
+    for token in range(len(VOCABULARY) + 6):
+        kinds = KINDS[token] if token < len(VOCABULARY) else {TAG_KINDS[token]}
+        fits = ALLOWS[Phase(phase)] & kinds
+        left = DIGITS_LEFT.get(Phase(phase), 0)
+        if fits & {Kind.DIGITS, Kind.FIRST_DIGITS} and len(VOCABULARY[token]) > left:
+            fits -= {Kind.DIGITS, Kind.FIRST_DIGITS}
+        if fits:
+            ids.append(token)
+    return ids
+
+
+def write_randomly(rng: random.Random, num_main: int) -> list[int]:
+    """A random answer in linear token form, tags preferred, every token chosen among the allowed ones."""
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=4, max_branches=3)
+    ids: list[int] = []
+    for _ in range(num_main):
+        choices = allowed(main.mask_row)
+        tags = [token for token in choices if token in TAGS.ids]
+        token = rng.choice(tags if tags and rng.random() < 0.5 else choices)
+        main.advance(token)
+        ids.append(token)
+        if token == TAGS.promise_end:
+            body = BodyGrammar(body_budget(10))
+            ids.append(TAGS.async_)
+            while ids[-1] != TAGS.async_end:
+                ids.append(rng.choice(allowed(body.mask_row)))
+                body.advance(ids[-1])
+            assert body.num_tokens <= body.budget
+    while main.phase > Phase.MAIN_OPEN:
+        ids.append(rng.choice(allowed(main.mask_row)))
+        main.advance(ids[-1])
+    if ids and ids[-1] == TAGS.promise_end:
+        ids += [TAGS.async_, 0, TAGS.async_end]
+    return ids
+
+
+def test_random_constrained_answers_always_parse() -> None:
+    """Guards against a hole in the masks: a topic of four words, a length of 0, a sync with nothing open."""
+    rng = random.Random(5)
+    num_promises = 0
+    for _ in range(600):
+        ids = write_randomly(rng, rng.randint(1, 40))
+        document = decode_document(read_tokens(ids, Vocabulary(), TAGS), Vocabulary(), TAGS)
+        assert parse(document.linear()) == document
+        num_promises += len(document.promises)
+    assert num_promises > 600
+
+
+def test_without_the_masks_the_same_writer_breaks_the_grammar() -> None:
+    """Guards the test above: it would notice."""
+    rng = random.Random(5)
+    with pytest.raises(TokenFormError):
+        for _ in range(100):
+            ids = [rng.randrange(len(VOCABULARY) + 6) for _ in range(20)]
+            decode_document(read_tokens(ids, Vocabulary(), TAGS), Vocabulary(), TAGS)
+
+
+def test_limits_mask_the_promise() -> None:
+    """Guards against more promises, or more open bodies, than a request allows."""
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1)
+    assert TAGS.promise in allowed(main.mask_row)
+    for token in (TAGS.promise, 0, TAGS.tokens, 9, TAGS.promise_end):
+        assert token in allowed(main.mask_row)
+        main.advance(token)
+    main.num_open = 1
+    assert TAGS.promise not in allowed(main.mask_row), "one body is open, and no more are allowed at once"
+    assert TAGS.sync in allowed(main.mask_row)
+    main.num_open = 0
+    assert TAGS.promise in allowed(main.mask_row)
+    main.num_promises = 2
+    assert TAGS.promise not in allowed(main.mask_row)
+
+
+def test_a_body_is_closed_at_its_budget() -> None:
+    """Guards against a body that never ends: the budget is 2N, at least N + 64, tags counted."""
+    assert (body_budget(10), body_budget(100)) == (74, 200)
+    body = BodyGrammar(5)
+    assert TAGS.async_end not in allowed(body.mask_row), "an empty body says nothing"
+    for _ in range(3):
+        assert TAGS.promise not in allowed(body.mask_row)
+        body.advance(0)
+    assert allowed(body.mask_row) == [TAGS.async_end]
+    body.advance(TAGS.async_end)
+    assert body.at_budget
+
+
+def test_an_end_token_is_not_offered_inside_a_promise_or_body() -> None:
+    """Guards against an answer that ends in the middle of a tag."""
+    end = VOCABULARY.index("<end>")
+    for phase in Phase:
+        assert (end in allowed(phase)) == (phase <= Phase.MAIN_OPEN_FULL)
