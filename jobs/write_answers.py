@@ -22,7 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 STYLES = {
     "numbered": (
         "Answer with a numbered list. Give each item a short bold title and one or two sentences.",
-        ("1. **", "Here are some ideas:\n\n1. **", "Here are the main points:\n\n1. **", "Sure! Here is a list:\n\n1. **"),
+        (
+            "1. **",
+            "Here are some ideas:\n\n1. **",
+            "Here are the main points:\n\n1. **",
+            "Sure! Here is a list:\n\n1. **",
+        ),
     ),
     "bulleted": (
         "Answer with a bulleted list of the main points, one or two sentences each.",

@@ -55,7 +55,7 @@ def check_count(num_tokens: int) -> Wrong | None:
 
 
 def predicted_tokens(body_tokens: int) -> int:
-    """The exact N (Pred-10X) of a body of ``body_tokens`` tokens, its two tags counted: rounded up to a multiple of 10."""
+    """The exact N (Pred-10X) of a body of ``body_tokens`` tokens, its tags counted: rounded up to a multiple of 10."""
     return -(-body_tokens // COUNT_UNIT) * COUNT_UNIT
 
 

@@ -1,4 +1,4 @@
-"""Instruction/answer pairs to documents: choose what is worth learning from, annotate it, count what is dropped and why."""
+"""Instruction/answer pairs to documents: choose what is worth learning from, annotate it, count what is dropped."""
 
 import json
 from collections import Counter

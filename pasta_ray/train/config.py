@@ -1,9 +1,13 @@
 """What a training run is told: one YAML file, every field also as ``--set name=value``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pasta_ray.errors import InputError
 
 
 class SftConfig(BaseModel):
@@ -38,3 +42,22 @@ class SftConfig(BaseModel):
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
     checkpoint_every: int = Field(50, ge=1, description="steps")
     report_every: int = Field(5, ge=1, description="steps")
+
+
+def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
+    """A YAML file and ``FIELD=VALUE`` settings over it (values are YAML). Raises InputError that names the field."""
+    values: dict[str, Any] = {}
+    try:
+        if path:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for setting in settings:
+            name, equals, value = setting.partition("=")
+            if not equals:
+                raise InputError(f"--set {setting}: expected FIELD=VALUE")
+            values[name] = yaml.safe_load(value)
+        return SftConfig.model_validate(values)
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"{path or settings}: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InputError(f"{path or '--set'}: {wrong}") from error

@@ -3,7 +3,7 @@
 import json
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -85,8 +85,15 @@ class Batch:
     example_ids: tuple[str, ...]
 
     def to(self, device: torch.device) -> "Batch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **tensors)
+        return Batch(
+            self.ids.to(device),
+            self.positions.to(device),
+            self.mask.to(device),
+            self.sources.to(device),
+            self.labels.to(device),
+            self.kinds.to(device),
+            self.example_ids,
+        )
 
 
 def read_records(paths: Iterable[Path]) -> list[Record]:

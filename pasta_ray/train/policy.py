@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -33,9 +34,9 @@ class Policy(nn.Module):
     def __init__(self, base: PreTrainedModel, *, rank: int, alpha: int, tags: TagMap | None, tokenizer: ChatTokenizer):
         super().__init__()
         lora = LoraConfig(r=rank, lora_alpha=alpha, target_modules=LORA_TARGETS, task_type="CAUSAL_LM")
-        self.peft_model = get_peft_model(base, lora)
+        self.peft_model: Any = get_peft_model(base, lora)
         self.tags = tags
-        embedding = base.get_input_embeddings().weight
+        embedding = cast(Tensor, base.get_input_embeddings().weight)
         rows = torch.zeros(0, embedding.shape[1])
         if tags:
             starts = [embedding.data[tokenizer.encode(TAG_MEANINGS[name])].float().mean(0) for name in TAG_NAMES]
@@ -44,9 +45,9 @@ class Policy(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Float32 logits [M, vocab + tags] at the batch's label sources."""
-        base = self.peft_model.get_base_model()
-        table = base.get_input_embeddings().weight
-        head = base.get_output_embeddings().weight
+        base: Any = self.peft_model.get_base_model()
+        table: Tensor = base.get_input_embeddings().weight
+        head: Tensor = base.get_output_embeddings().weight
         is_tag = batch.ids >= table.shape[0]
         hidden = F.embedding(batch.ids.masked_fill(is_tag, 0), table)
         if self.tags:

@@ -48,7 +48,7 @@ def run_sft(config: SftConfig) -> Path:
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if config.use_gpu else {}),
         ),
-        run_config=ray.train.RunConfig(
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are those of Train V1, it is V2's class
             name=config.name,
             storage_path=str(runs),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
@@ -111,7 +111,7 @@ def _steps(examples: list[Example], config: SftConfig, world: int) -> Iterator[l
 
 
 def _initialize(policy: Policy, config: SftConfig, num_steps: int) -> Any:
-    """DeepSpeed's engine, linear warm-up and decay. A torch optimizer is handed in, for DeepSpeed's own would compile."""
+    """DeepSpeed's engine, linear warm-up and decay. It is handed a torch optimizer, for its own would compile."""
     __compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles a communication kernel at first use
     groups = list(policy.parameter_groups(config.learning_rate, config.tag_learning_rate))
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=config.weight_decay)

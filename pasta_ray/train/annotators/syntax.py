@@ -25,13 +25,39 @@ _TITLE = re.compile(
 )
 _WORD = re.compile(r"[^\W_](?:[\w'’./&+-]*[^\W_])?")
 _STOP_WORDS = frozenset(
-    "a an the of to in on for and or with your you is are be it its this that by as at from if".split()
+    (
+        "a",
+        "an",
+        "the",
+        "of",
+        "to",
+        "in",
+        "on",
+        "for",
+        "and",
+        "or",
+        "with",
+        "your",
+        "you",
+        "is",
+        "are",
+        "be",
+        "it",
+        "its",
+        "this",
+        "that",
+        "by",
+        "as",
+        "at",
+        "from",
+        "if",
+    )
 )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """Half-open line range ``[start, end)`` of one body; ``marker`` is how much of its first line stays in the main text."""
+    """One body: lines ``[start, end)``; the first ``marker`` characters of its first line stay in the main text."""
 
     start: int
     end: int
@@ -96,7 +122,7 @@ def _number(line: str) -> int:
 
 
 def _next_item(lines: Sequence[str], at: int, pattern: re.Pattern[str]) -> int | None:
-    """The line of the item that follows the one at ``at``; a numbered list goes on over paragraphs, a bulleted does not."""
+    """The line of the item after the one at ``at``. A numbered list runs on over paragraphs, a bulleted one does not."""
     for i in range(at + 1, len(lines)):
         if pattern.match(lines[i]):
             return i if pattern is _BULLET or _number(lines[i]) == _number(lines[at]) + 1 else None
@@ -173,7 +199,7 @@ def _speedup(promises: Sequence[Promise], count_tokens: Callable[[str], int]) ->
 
 
 def topic_of(body: str, number: int) -> str:
-    """Up to three words that say what a body is about: its title if it has one, else its first words that carry meaning."""
+    """Up to three words that say what a body is about: of its title if it has one, else of its first line."""
     first_line = next((line for line in body.split("\n") if line.strip()), "")
     title = _TITLE.match(first_line)
     heading = first_line if _HEADING.match(first_line) else None
