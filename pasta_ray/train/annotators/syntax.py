@@ -80,6 +80,12 @@ def annotate(answer: str, count_tokens: Callable[[str], int], levels: Sequence[L
     return Document((Text(answer),))
 
 
+def has_structure(answer: str) -> bool:
+    """Whether an answer is, or holds, a list of two items or more, or has sections."""
+    lines = answer.split("\n")
+    return bool(_sections(lines) or _lists(lines))
+
+
 def _sections(lines: Sequence[str]) -> list[list[_Part]]:
     starts = [i for i, line in enumerate(lines) if _HEADING.match(line)]
     if len(starts) < 2:
@@ -122,7 +128,7 @@ def _number(line: str) -> int:
 
 
 def _next_item(lines: Sequence[str], at: int, pattern: re.Pattern[str]) -> int | None:
-    """The line of the item after the one at ``at``. A numbered list runs on over paragraphs, a bulleted one does not."""
+    """The line of the item after the one at ``at``; a numbered list runs on over paragraphs, a bulleted one does not."""
     for i in range(at + 1, len(lines)):
         if pattern.match(lines[i]):
             return i if pattern is _BULLET or _number(lines[i]) == _number(lines[at]) + 1 else None

@@ -1,0 +1,201 @@
+"""The methods, on a small random model that writes tags often: what comes out is well-formed, and nothing is left."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pasta_ray.engine import Engine, EngineConfig
+from pasta_ray.engine.decoder import Decoder
+from pasta_ray.engine.messages import (
+    BranchClosed,
+    Delta,
+    Event,
+    Finished,
+    PromiseOpened,
+    Report,
+    Request,
+    Sampling,
+    Synced,
+)
+from pasta_ray.errors import InputError
+from pasta_ray.lang import OrderedText, TagMap, parse
+from pasta_ray.lang.grammar import Phase
+from tests.engine.conftest import save_model
+from tests.engine.test_tokenizer import save_tokenizer
+
+VOCAB = 320
+LETTERS = "abc 127\n<\\é"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    """A decoder over a random model whose vocabulary is narrowed to a few letters, so that tags are common."""
+    folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB, initializer_range=0.1))
+    TagMap.after(VOCAB - 6).save(folder)
+    decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16)))
+    tokenizer, tags, masks = decoder.engine.tokenizer, decoder.engine.tags, decoder.engine.masks
+    assert tags is not None
+    assert masks is not None
+    kept = {*tags.ids, *tokenizer.encode(LETTERS), *tokenizer.stop_ids}
+    masks &= torch.tensor([token in kept for token in range(VOCAB)])
+    masks[[Phase.MAIN, Phase.MAIN_OPEN], tokenizer.stop_ids[0]] = False  # it ends only once it may promise no more
+    return decoder
+
+
+@pytest.fixture
+def decoder(shared: Decoder) -> Decoder:
+    assert (shared.num_slots, shared.num_branches, shared.num_requests) == (0, 0, 0)
+    return shared
+
+
+def request(number: int, method: str = "pasta", *, max_tokens: int = 150, **limits: int) -> Request:
+    prompt = tuple(range(4, 10 + number % 40))
+    sampling = Sampling(temperature=2.0, top_p=1.0, seed=number)
+    return Request(f"r{number}", prompt, method, max_tokens=max_tokens, sampling=sampling, **({"max_promises": 5} | limits))
+
+
+def run(decoder: Decoder, requests: list[Request]) -> dict[str, list[Event]]:
+    for each in requests:
+        decoder.submit(each)
+    events: dict[str, list[Event]] = {each.id: [] for each in requests}
+    while decoder.busy:
+        for news in decoder.step():
+            events[news.request_id] += news.events
+    return events
+
+
+def report(events: list[Event]) -> Report:
+    assert isinstance(events[-1], Finished)
+    assert not any(isinstance(event, Finished) for event in events[:-1])
+    return events[-1].report
+
+
+def shown(events: list[Event]) -> str:
+    """What a client sees: the deltas in document order."""
+    ordered, text = OrderedText(), ""
+    for event in events:
+        match event:
+            case PromiseOpened():
+                ordered.promise(event.branch, event.parent)
+            case Delta():
+                text += ordered.delta(event.branch, event.text)
+            case BranchClosed():
+                text += ordered.close(event.branch)
+            case Finished():
+                text += ordered.finish()
+    return text
+
+
+def test_random_answers_are_documents_and_leave_nothing(decoder: Decoder) -> None:
+    """Guards against tags that do not parse, text out of order or lost, counts that do not add up, slots that stay."""
+    forked = synced = 0
+    for start in range(0, 60, 6):
+        for events in run(decoder, [request(number) for number in range(start, start + 6)]).values():
+            answer = report(events)
+            document = parse(answer.document)
+            assert document.text() == answer.text == shown(events)
+            assert answer.parallel.num_promises == len(document.promises) == len(answer.branches) - 1
+            assert answer.usage.completion_tokens <= 151
+            assert sum(isinstance(event, Synced) for event in events) <= answer.parallel.num_syncs
+            forked += answer.parallel.max_branches > 2
+            synced += answer.parallel.num_syncs > 0
+        assert (decoder.num_slots, decoder.num_branches) == (0, 0)
+    assert forked > 20
+    assert synced > 10
+
+
+def test_steps_taken_are_the_critical_path(decoder: Decoder) -> None:
+    """Guards against a fork or join that costs a step of its own, and against a flattering formula."""
+    num_forked = 0
+    for number in range(40):
+        decoder.submit(request(number))
+        run_ = next(iter(decoder._runs.values()))
+        while decoder.busy:
+            decoder.step()
+        num_forked += len(run_.tracks) > 1
+        assert run_.critical_path() == run_.num_steps
+    assert num_forked > 20
+
+
+def test_neighbours_change_no_answer(decoder: Decoder) -> None:
+    """Guards against branches that see another request's slots, and against seeds that depend on the batch."""
+    together = run(decoder, [request(number) for number in range(8)])
+    for number in range(8):
+        alone = run(decoder, [request(number)])[f"r{number}"]
+        assert report(alone).document == report(together[f"r{number}"]).document
+
+
+def test_a_body_runs_beside_the_main_branch(decoder: Decoder) -> None:
+    """Guards against bodies decoded in turn: a body's first step is the one right after its promise."""
+    for number in range(40):
+        answer = report(run(decoder, [request(number)])[f"r{number}"])
+        for body in answer.branches[1:]:
+            assert body.parent == "0"
+            assert body.first_step <= body.last_step
+            assert body.tokens == body.last_step - body.first_step + 2
+
+
+def test_budget_and_limits(decoder: Decoder) -> None:
+    """Guards against a body without end, and against limits that are not kept or not told."""
+    seen_length = 0
+    for number in range(40):
+        answer = report(run(decoder, [request(number, max_branches=2, max_promises=3)])[f"r{number}"])
+        assert answer.parallel.num_promises <= 3
+        assert answer.parallel.max_branches <= 3
+        for body in answer.branches[1:]:
+            assert body.tokens_predicted is not None
+            assert body.tokens <= max(2 * body.tokens_predicted, body.tokens_predicted + 64)
+        short = report(run(decoder, [request(number, max_tokens=5)])[f"r{number}"])
+        if short.finish_reason == "length":
+            seen_length += 1
+            assert short.usage.completion_tokens == 5
+            assert all(branch.finish_reason for branch in short.branches)
+    assert seen_length > 10
+
+
+def test_sequential_writes_no_tag(decoder: Decoder) -> None:
+    """Guards against a baseline that is not plain decoding."""
+    for number in range(20):
+        answer = report(run(decoder, [request(number, "sequential")])[f"r{number}"])
+        assert answer.parallel.num_promises == 0
+        assert answer.usage.annotation_tokens == 0
+        assert parse(answer.document).text() == answer.text
+        assert len(answer.branches) == 1
+
+
+def test_cancelling_frees_every_branch_at_any_step(decoder: Decoder) -> None:
+    """Guards against slots that a cancelled request keeps, and against neighbours that it takes along."""
+    for steps in range(0, 60, 3):
+        decoder.submit(request(1))
+        decoder.submit(request(2))
+        for _ in range(steps):
+            decoder.step()
+        decoder.cancel("r1")
+        decoder.cancel("r1")
+        assert all(news.request_id == "r2" for news in decoder.step())
+        decoder.cancel("r2")
+        assert (decoder.num_slots, decoder.num_branches, decoder.num_requests) == (0, 0, 0)
+        assert not decoder.busy
+
+
+def test_a_plain_model_offers_no_pasta(tmp_path: Path) -> None:
+    """Guards against tags being written with ids that a model does not have."""
+    folder = save_tokenizer(save_model(tmp_path, vocab_size=VOCAB))
+    decoder = Decoder(Engine(EngineConfig(model=str(folder))))
+    assert decoder.methods == ("sequential",)
+    with pytest.raises(InputError, match="allowed with this model: sequential"):
+        decoder.submit(request(1))
+    run(decoder, [request(1, "sequential")])
+
+
+def test_requests_that_can_never_run_are_refused(decoder: Decoder) -> None:
+    """Guards against a request that would fail in the middle, or shadow another one."""
+    with pytest.raises(InputError, match="unheard"):
+        decoder.submit(request(1, "unheard"))
+    with pytest.raises(InputError, match="positions"):
+        decoder.submit(request(1, max_tokens=5000))
+    decoder.submit(request(1))
+    with pytest.raises(InputError, match="in use"):
+        decoder.submit(request(1))
+    decoder.cancel("r1")
