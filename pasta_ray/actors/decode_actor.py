@@ -1,0 +1,51 @@
+"""A decode replica: one copy of the weights and one decode loop in its own process. The Ray rim of `DecodeLoop`."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import ray
+
+from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
+from pasta_ray.engine.messages import Events, Request
+from pasta_ray.errors import ModelError, PastaError
+
+MAX_STREAMS = 1000
+UNREAD_MESSAGES = 8
+"""So many messages may wait for a slow consumer; after that, later events are joined into fewer messages."""
+
+
+class DecodeActor:
+    """``control`` calls have their own event loop, so they are answered at once however many streams are open."""
+
+    def __init__(self, make_decoder: DecoderFactory, replica: str) -> None:
+        self._failure: PastaError | None = None
+        try:
+            self._loop = DecodeLoop(make_decoder(replica), replica)
+        except PastaError as error:
+            self._failure = error
+        except Exception as error:  # kept for `ping`: a failed constructor would reach nobody as one line
+            self._failure = ModelError(f"replica {replica} cannot start: {type(error).__name__}: {error}")
+
+    @ray.method(num_returns="streaming", _generator_backpressure_num_objects=UNREAD_MESSAGES)
+    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+        async with aclosing(self._loop.decode(request)) as stream:
+            async for events in stream:
+                yield events
+
+    @ray.method(concurrency_group="control")
+    async def cancel(self, request_id: str) -> None:
+        self._loop.cancel(request_id)
+
+    @ray.method(concurrency_group="control")
+    async def stats(self) -> ReplicaStats:
+        return self._loop.stats()
+
+    @ray.method(concurrency_group="control")
+    async def ping(self) -> ReplicaStats:
+        """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
+        PastaError from one whose decoder cannot be made."""
+        if self._failure is not None:
+            raise self._failure
+        self._loop.check()
+        return self._loop.stats()

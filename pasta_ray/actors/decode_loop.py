@@ -1,0 +1,201 @@
+"""One decoder, many asynchronous consumers: the decoder has its own thread, so an event loop never waits for a step.
+
+The decoder is touched by its thread only. Everything else reaches it through a queue of commands, which is emptied
+between two steps; everything it says goes to a `_Stream`, which joins what its consumer has not read yet.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from pasta_ray.actors.messages import DecoderLike, ReplicaStats, StepError
+from pasta_ray.engine.messages import Event, Events, Finished, Request
+from pasta_ray.errors import InputError, PastaError, ReplicaError
+
+
+class _Stream:
+    """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._loop = asyncio.get_running_loop()
+        self._unread: list[Event] = []
+        self._error: PastaError | None = None
+        self._ended = False
+        self._changed = asyncio.Event()
+
+    def put(self, events: Sequence[Event]) -> None:
+        self._call(self._add, events)
+
+    def fail(self, error: PastaError) -> None:
+        self._call(self._fail, error)
+
+    def __aiter__(self) -> AsyncIterator[Events]:
+        return self
+
+    async def __anext__(self) -> Events:
+        while not self._unread:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        events, self._unread = tuple(self._unread), []
+        return Events(self._request_id, events)
+
+    def _call(self, function: Callable[[Any], None], argument: object) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(function, argument)
+
+    def _add(self, events: Sequence[Event]) -> None:
+        self._unread += events
+        self._ended = any(isinstance(event, Finished) for event in events)
+        self._changed.set()
+
+    def _fail(self, error: PastaError) -> None:
+        self._error = error
+        self._changed.set()
+
+
+@dataclass(frozen=True)
+class _Submit:
+    request: Request
+    stream: _Stream
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    request_id: str
+
+
+class _Stop:
+    pass
+
+
+class DecodeLoop:
+    """Answers requests with one decoder. Its public methods may be called from any thread and any event loop."""
+
+    def __init__(self, decoder: DecoderLike, replica: str = "local") -> None:
+        self._decoder = decoder
+        self._replica = replica
+        self._commands: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
+        self._streams: dict[str, _Stream] = {}
+        self._stopping = False
+        self._broken: str | None = None
+        self._stats = ReplicaStats(replica, 0, 0, 0)
+        self._thread = threading.Thread(target=self._run, name=f"decode-{replica}", daemon=True)
+        self._thread.start()
+
+    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+        """The request's events, one message a step at most. Closing the iterator early frees all its slots.
+
+        Raises InputError where the decoder refuses the request, StepError where decoding failed.
+        """
+        self.check()
+        stream = _Stream(request.id)
+        self._commands.put(_Submit(request, stream))
+        try:
+            async for events in stream:
+                yield events
+        finally:
+            self.cancel(request.id)
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a request before the next step; one that is unknown or finished is left alone."""
+        self._commands.put(_Cancel(request_id))
+
+    def stats(self) -> ReplicaStats:
+        """Live counts after the latest step."""
+        return self._stats
+
+    def check(self) -> None:
+        """Raises ReplicaError when this loop can answer nothing any more."""
+        if self._broken is not None:
+            raise ReplicaError(f"replica {self._replica} is broken and must be restarted: {self._broken}")
+        if self._stopping or not self._thread.is_alive():
+            raise ReplicaError(f"replica {self._replica} has been stopped")
+
+    def stop(self) -> None:
+        """End the thread after the step that it is in; requests in flight fail."""
+        self._stopping = True
+        self._commands.put(_Stop())
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._broken is None and self._obey():
+            if self._decoder.busy:
+                self._step()
+            self._count()
+
+    def _obey(self) -> bool:
+        """Carry out the waiting commands; wait for one when there is nothing else to do. False at the end."""
+        block = not self._decoder.busy
+        while True:
+            try:
+                command = self._commands.get(block)
+            except Empty:
+                return True
+            match command:
+                case _Submit(request, stream):
+                    self._submit(request, stream)
+                case _Cancel(request_id):
+                    if self._streams.pop(request_id, None) is not None:
+                        self._cancel(request_id)
+                case _Stop():
+                    self._fail_all(ReplicaError(f"replica {self._replica} was stopped"))
+                    return False
+            block = False
+
+    def _submit(self, request: Request, stream: _Stream) -> None:
+        if request.id in self._streams:
+            stream.fail(InputError(f"request id {request.id!r} is already being answered"))
+            return
+        try:
+            self._decoder.submit(request)
+        except PastaError as error:
+            stream.fail(error)
+        except Exception as error:  # a fault in one request must not end the thread that serves them all
+            stream.fail(self._step_error(error))
+            self._cancel(request.id)
+        else:
+            self._streams[request.id] = stream
+
+    def _step(self) -> None:
+        try:
+            messages = self._decoder.step()
+            self._count()
+            for message in messages:
+                stream = self._streams.get(message.request_id)
+                if stream is None:
+                    continue
+                stream.put(message.events)
+                if any(isinstance(event, Finished) for event in message.events):
+                    del self._streams[message.request_id]
+        except Exception as error:  # every consumer hears of it, none waits for ever
+            self._fail_all(self._step_error(error))
+
+    def _fail_all(self, error: PastaError) -> None:
+        failed, self._streams = self._streams, {}
+        for request_id, stream in failed.items():
+            self._cancel(request_id)
+            stream.fail(error)
+
+    def _cancel(self, request_id: str) -> None:
+        try:
+            self._decoder.cancel(request_id)
+        except Exception as error:  # the decoder's state is unknown: `check` reports it from now on
+            self._broken = f"{type(error).__name__}: {error}"
+            streams, self._streams = self._streams, {}
+            for stream in streams.values():
+                stream.fail(self._step_error(error))
+
+    def _step_error(self, error: Exception) -> StepError:
+        return StepError(f"decoding failed on replica {self._replica}: {type(error).__name__}: {error}")
+
+    def _count(self) -> None:
+        d = self._decoder
+        self._stats = ReplicaStats(self._replica, d.num_requests, d.num_branches, d.num_slots)

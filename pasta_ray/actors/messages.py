@@ -1,0 +1,112 @@
+"""What crosses an actor's boundary beside `engine.messages`: how a cluster is made, and how it is doing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from pasta_ray.engine.messages import Events, Request
+from pasta_ray.errors import InputError, PastaError, ReplicaError
+
+if TYPE_CHECKING:
+    from pasta_ray.engine import EngineConfig
+
+
+class StepError(PastaError):
+    """A decode step failed by a fault of ours; the requests that were in flight are lost, the replica goes on."""
+
+
+class ReplicaDiedError(ReplicaError):
+    """A replica's process ended, or was restarted, while it was asked for something."""
+
+
+class DecoderLike(Protocol):
+    """What the decode loop needs of `pasta_ray.engine.decoder.Decoder`."""
+
+    @property
+    def busy(self) -> bool: ...
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def num_branches(self) -> int: ...
+    @property
+    def num_requests(self) -> int: ...
+    def submit(self, request: Request) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+    def step(self) -> list[Events]: ...
+
+
+DecoderFactory = Callable[[str], DecoderLike]
+"""Called once in a replica's own process, with the replica's name."""
+
+
+@dataclass(frozen=True)
+class LoadDecoder:
+    """The usual factory: the engine's weights are read from the cache folder of the machine."""
+
+    config: "EngineConfig"
+
+    def __call__(self, replica: str) -> DecoderLike:
+        from pasta_ray.engine import Engine
+        from pasta_ray.engine.decoder import Decoder
+
+        return Decoder(Engine(self.config), replica)
+
+
+@dataclass(frozen=True)
+class ClusterSpec:
+    """The replicas to start and the load to accept: above ``max_ongoing`` requests wait, above ``max_queued`` fail."""
+
+    make_decoder: DecoderFactory
+    replicas: int = 1
+    cpus_per_replica: float = 1.0
+    gpus_per_replica: float = 0.0
+    max_ongoing: int = 64
+    max_queued: int = 256
+    check_period_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+
+
+@dataclass(frozen=True)
+class ReplicaStats:
+    """Live counts of one replica; all three are 0 when it is idle."""
+
+    replica: str
+    num_requests: int
+    num_branches: int
+    num_slots: int
+
+
+ReplicaState = Literal["starting", "ready", "failed"]
+
+
+@dataclass(frozen=True)
+class ReplicaHealth:
+    """``failed`` replicas never come back by themselves (their weights cannot be loaded); ``error`` says why."""
+
+    name: str
+    state: ReplicaState
+    num_branches: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ClusterHealth:
+    """One entry a replica."""
+
+    replicas: tuple[ReplicaHealth, ...]
+
+    @property
+    def ready(self) -> bool:
+        return any(replica.state == "ready" for replica in self.replicas)
+
+    @property
+    def failed(self) -> bool:
+        return all(replica.state == "failed" for replica in self.replicas)
+
+    def __str__(self) -> str:
+        states = (f"{r.name} {r.state}" + (f" ({r.error})" if r.error else "") for r in self.replicas)
+        return ", ".join(states)

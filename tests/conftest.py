@@ -1,0 +1,36 @@
+"""One Ray cluster for the whole session: starting one costs about ten seconds."""
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+for name, value in {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}.items():
+    os.environ.setdefault(name, value)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local cluster with four nominal CPUs; actors in tests ask for none of them."""
+    import ray
+
+    from tests import fakes
+
+    ray.cloudpickle.register_pickle_by_value(fakes)
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        object_store_memory=150 * 2**20,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
