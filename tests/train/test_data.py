@@ -1,0 +1,136 @@
+"""Batches, losses and the policy: the layout's labels, blind neighbours, and logits equal to the engine's."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pasta_ray.engine import Engine, EngineConfig, replay
+from pasta_ray.engine.tokenizer import Tokenizer
+from pasta_ray.errors import InputError
+from pasta_ray.lang import TagMap, parse
+from pasta_ray.train.config import load_config
+from pasta_ray.train.data import KINDS, Record, build_example, collate, pack, read_records
+from pasta_ray.train.loss import mean_by_kind, next_token_loss
+from pasta_ray.train.policy import Policy, load_policy, save_adapter
+from tests.engine.conftest import save_model
+from tests.engine.test_tokenizer import save_tokenizer
+
+DOCUMENT = (
+    'Hi:\n1.<promise topic="One two" tokens="30"/><async> the first</async>\n'
+    '2.<promise topic="b" tokens="10"/><async> second</async><sync/>\nend'
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=300))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder, None)
+
+
+TAGS = TagMap.after(300)
+
+
+def record(document: str = DOCUMENT, id_: str = "d") -> Record:
+    return Record(id=id_, instruction="Say", document=document)
+
+
+def test_labels_are_the_answer_and_nothing_else(tokenizer: Tokenizer) -> None:
+    """Guards against a prompt or forced token being learnt, and against one of the answer being left out."""
+    example = build_example(record(), tokenizer, TAGS)
+    batch = collate([example])
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "Say"}])
+    answer = list(example.layout.ids[len(prompt) :])
+    assert batch.labels.tolist() == [token for token in answer if token != TAGS.async_]
+    assert answer[-1] == tokenizer.stop_ids[0]
+    kinds = [KINDS[kind] for kind in batch.kinds.tolist()]
+    assert kinds.count("tag") == 2 * 4 + 1
+    assert kinds.count("length") == 2
+    assert kinds.count("topic") == len(tokenizer.encode("One two") + tokenizer.encode("b"))
+    count_label = batch.labels.tolist()[kinds.index("length")]
+    assert tokenizer.decode([count_label]) == str(-(-(len(tokenizer.encode(" the first")) + 2) // 10)), "exact, not 30"
+
+
+def test_without_tags_the_same_text_is_plain(tokenizer: Tokenizer) -> None:
+    """Guards the baseline: the same answer, the ordinary causal mask, no tag."""
+    example = build_example(record(), tokenizer, None)
+    assert not set(example.layout.ids) & set(TAGS.ids)
+    assert tokenizer.decode(example.layout.ids).endswith(parse(DOCUMENT).text())
+    mask = collate([example]).mask[0, 0]
+    assert torch.equal(mask, torch.ones_like(mask).tril())
+
+
+def test_neighbours_in_a_pack_are_blind_to_each_other(folder: Path, tokenizer: Tokenizer) -> None:
+    """Guards against documents that leak into each other."""
+    policy = random_policy(folder, tokenizer)
+    a, b = (build_example(record(id_=name), tokenizer, TAGS) for name in ("a", "b"))
+    alone, packed = policy(collate([b])), policy(collate([a, b]))
+    assert torch.allclose(packed[-len(alone) :], alone, atol=1e-5)
+
+
+def test_packs_hold_every_example_once_and_are_seeded(tokenizer: Tokenizer) -> None:
+    """Guards against a resumed run that sees other batches, and against examples lost or doubled."""
+    examples = [build_example(record("word " * n, str(n)), tokenizer, None) for n in range(1, 40)]
+    room = max(map(len, examples))
+    packs = pack(examples, room, seed=1)
+    assert sorted(int(e.id) for p in packs for e in p) == list(range(1, 40))
+    assert all(sum(map(len, p)) <= room for p in packs)
+    again = pack(examples, room, seed=1)
+    assert [[e.id for e in p] for p in packs] == [[e.id for e in p] for p in again]
+    assert [[e.id for e in p] for p in pack(examples, room, seed=2)] != [[e.id for e in p] for p in packs]
+
+
+def random_policy(folder: Path, tokenizer: Tokenizer) -> Policy:
+    """LoRA's B starts at zero, which would hide a wrong merge: every trained parameter is random here."""
+    policy = load_policy(folder, tokenizer, TAGS, rank=4, alpha=8, precision="fp32")
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            if parameter.requires_grad:
+                parameter.copy_((torch.randn_like(parameter) * 0.2).bfloat16())
+    return policy.eval()
+
+
+def test_a_trained_adapter_gives_the_engine_the_same_logits(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Guards the one layout for both: training's single pass equals fork, step and join with the saved adapter."""
+    torch.manual_seed(3)
+    policy = random_policy(folder, tokenizer)
+    save_adapter(policy, tmp_path)
+    engine = Engine(EngineConfig(model=str(folder), adapter=str(tmp_path)))
+    document = parse(DOCUMENT.replace('tokens="30"', 'tokens="20"'))
+    example = build_example(record(document.linear()), tokenizer, TAGS)
+    batch = collate([example])
+    prompt = tokenizer.encode_chat([{"role": "user", "content": "Say"}])
+    replayed = replay(engine, prompt, document)
+    with torch.no_grad():
+        trained = policy(batch)
+    sources = batch.sources[batch.sources < len(replayed)]
+    assert len(sources) > 20
+    assert torch.allclose(replayed[sources], trained[: len(sources)], atol=1e-3)
+
+
+def test_losses_by_kind() -> None:
+    """Guards the mean of each kind, against a case worked out by hand."""
+    losses = next_token_loss(torch.tensor([[0.0, 0.0], [0.0, 100.0]]), torch.tensor([0, 1]))
+    means = mean_by_kind(losses, torch.tensor([KINDS.index("text"), KINDS.index("tag")]))
+    assert means == pytest.approx({"loss": 0.34657, "loss_text": 0.69315, "loss_tag": 0.0}, abs=1e-4)
+
+
+def test_bad_input_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Guards against errors that do not say which line, document or field."""
+    path = tmp_path / "documents.jsonl"
+    path.write_text('{"id": "a"}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="line 1"):
+        read_records([path])
+    with pytest.raises(InputError, match="document bad: line 1, column 1"):
+        build_example(record("<sync/>", "bad"), tokenizer, TAGS)
+    with pytest.raises(InputError, match="learning_rate"):
+        load_config(None, ["name=x", "documents=[a]", "learning_rate=-1"])
+    with pytest.raises(InputError, match="unknown_field"):
+        load_config(None, ["name=x", "documents=[a]", "unknown_field=1"])
+    with pytest.raises(InputError, match="FIELD=VALUE"):
+        load_config(None, ["name"])
+    assert load_config(None, ["name=x", "documents=[a]", "epochs=3"]).epochs == 3
