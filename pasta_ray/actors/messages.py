@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
-
-if TYPE_CHECKING:
-    from pasta_ray.engine import EngineConfig
 
 
 class StepError(PastaError):
@@ -37,19 +34,6 @@ class DecoderLike(Protocol):
 
 DecoderFactory = Callable[[str], DecoderLike]
 """Called once in a replica's own process, with the replica's name."""
-
-
-@dataclass(frozen=True)
-class LoadDecoder:
-    """The usual factory: the engine's weights are read from the cache folder of the machine."""
-
-    config: "EngineConfig"
-
-    def __call__(self, replica: str) -> DecoderLike:
-        from pasta_ray.engine import Engine
-        from pasta_ray.engine.decoder import Decoder
-
-        return Decoder(Engine(self.config), replica)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The actors with real processes between them."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -22,8 +22,8 @@ def spec(**options: Any) -> ClusterSpec:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    yield Cluster.start(spec(replicas=2))
+def cluster() -> Cluster:
+    return Cluster.start(spec(replicas=2))
 
 
 def run(cluster: Cluster, scenario: Callable[[], Coroutine[Any, Any, Any]]) -> Any:

@@ -1,0 +1,106 @@
+"""The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.config import DeploymentActorConfig
+
+from pasta_ray.actors.cluster import COORDINATOR_OPTIONS, Cluster, CoordinatorActor
+from pasta_ray.actors.loading import LoadDecoder, LoadTokenizer, TokenizerLike
+from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, DecoderFactory, ReplicaDiedError
+from pasta_ray.engine.messages import Events, Request
+from pasta_ray.errors import ReplicaError
+from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
+from pasta_ray.serve.http import create_app
+from pasta_ray.serve.service import Service
+
+COORDINATOR_NAME = "coordinator"
+
+
+def build_app(args: ServeConfig) -> serve.Application:
+    """`serve run pasta_ray.serve.app:build_app model=… adapter=…`: every field of `ServeConfig` is an argument.
+
+    Raises InputError and ModelError for a config that cannot work, before anything is started.
+    """
+    from pasta_ray.engine.weights import resolve_adapter
+
+    engine = args.engine_config()
+    if engine.adapter:
+        resolve_adapter(engine.adapter)
+    return make_app(args, LoadDecoder(engine), LoadTokenizer(engine))
+
+
+def make_app(
+    config: ServeConfig, make_decoder: DecoderFactory, make_tokenizer: Callable[[], TokenizerLike]
+) -> serve.Application:
+    """The application over any decoder and tokenizer."""
+    spec = ClusterSpec(
+        make_decoder,
+        replicas=config.replicas,
+        cpus_per_replica=config.cpus_per_replica,
+        gpus_per_replica=config.gpus_per_replica,
+        max_ongoing=config.max_ongoing_requests,
+        max_queued=config.max_queued_requests,
+    )
+    admitted = config.max_ongoing_requests + config.max_queued_requests + PROXY_HEADROOM
+    deployment = serve.deployment(
+        name="pasta",
+        num_replicas=config.num_ingress,
+        max_ongoing_requests=admitted,  # the coordinator sheds load, with a status and a reason; Serve should not
+        ray_actor_options={"num_cpus": 0},
+        deployment_actors=[
+            DeploymentActorConfig(
+                name=COORDINATOR_NAME,
+                actor_class=ray.remote(CoordinatorActor),
+                init_args=(spec,),
+                actor_options=COORDINATOR_OPTIONS,
+            )
+        ],
+    )(serve.ingress()(Ingress))
+    return deployment.bind(config, make_tokenizer)
+
+
+class Ingress:
+    """One HTTP worker: parses, tokenizes, streams. It holds no weights."""
+
+    def __init__(self, config: ServeConfig, make_tokenizer: Callable[[], TokenizerLike]) -> None:
+        logging.getLogger("pasta_ray").setLevel(logging.INFO)
+        self._service = Service(config, ServedCluster(), make_tokenizer())
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return create_app(self._service)
+
+
+class ServedCluster:
+    """The deployment's own coordinator. Serve replaces one that dies, so a handle to a dead one is looked up again."""
+
+    def __init__(self) -> None:
+        self._found: Cluster | None = None
+
+    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+        try:
+            async with aclosing(self._cluster().decode(request)) as messages:
+                async for message in messages:
+                    yield message
+        except ReplicaDiedError:
+            self._found = None
+            raise
+
+    async def health(self) -> ClusterHealth:
+        try:
+            return await self._cluster().health()
+        except ReplicaDiedError:
+            self._found = None
+            raise
+
+    def _cluster(self) -> Cluster:
+        if self._found is None:
+            try:
+                self._found = Cluster(serve.get_deployment_actor(COORDINATOR_NAME))
+            except ValueError as error:
+                raise ReplicaError("the coordinator is starting; try again") from error
+        return self._found

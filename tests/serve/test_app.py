@@ -1,0 +1,163 @@
+"""The service on Ray Serve over real HTTP, seen by the official client, with the fake decoder in its replicas."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from pasta_ray.errors import ModelError
+from pasta_ray.serve.config import ServeConfig
+from tests.fakes import FakeTokenizer, MakeFakeDecoder
+
+with warnings.catch_warnings():  # Ray 2.60's own models use what Pydantic 2.14 deprecates
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    from pasta_ray.serve.app import build_app, make_app
+
+MODEL = "smollm2-135m-instruct-pasta"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url(ray_cluster: None) -> Iterator[str]:  # noqa: ARG001  a fixture that is used for what it starts
+    port = free_port()
+    serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=None))
+    config = ServeConfig(replicas=2, cpus_per_replica=0, max_ongoing_requests=40)
+    serve.run(make_app(config, MakeFakeDecoder(), FakeTokenizer), name="pasta", route_prefix="/")
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(300):
+        if httpx.get(f"{url}/health").status_code == 200:
+            break
+        time.sleep(0.1)
+    yield url
+    serve.shutdown()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+
+
+def live_branches(url: str) -> int:
+    return sum(replica["num_branches"] for replica in httpx.get(f"{url}/health").json()["replicas"])
+
+
+def slots(url: str) -> int:
+    """Slots in use on all replicas, asked of the deployment's own coordinator."""
+    import ray
+
+    from pasta_ray.actors.cluster import Cluster
+
+    del url
+    names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if "coordinator" in entry["name"]]
+    assert len(names) == 1
+    cluster = Cluster(ray.get_actor(**names[0]))
+    return sum(stats.num_slots for stats in asyncio.run(cluster.stats()))
+
+
+def settles_at_zero(url: str) -> bool:
+    for _ in range(100):
+        if slots(url) == live_branches(url) == 0:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_official_client_gets_an_answer(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "hello fork world"}])
+    assert answer.choices[0].message.content == "hello one two three world "
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 6
+    assert answer.model_extra is not None
+    assert answer.model_extra["pasta"]["parallel"]["num_promises"] == 1
+
+
+def test_the_official_client_streams(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=MODEL,
+        messages=[{"role": "user", "content": "hello fork a b fork c"}],
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"pasta": {"method": "pasta"}},
+    )
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == "hello one two three a b one two three c "
+    assert chunks[-2].choices[0].finish_reason == "stop"
+    assert chunks[-1].usage is not None
+
+
+def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
+    """Guards against a stream that is collected first: an endless answer has no end to wait for."""
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 4000}
+    started = time.monotonic()
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+        lines = (json.loads(line[6:]) for line in response.iter_lines() if line)
+        words = [chunk["choices"][0]["delta"].get("content") for chunk, _ in zip(lines, range(5), strict=False)]
+    assert time.monotonic() - started < 10
+    assert words[0] == ""
+    assert "word " in (words[1] or "")
+    assert settles_at_zero(url)
+
+
+def test_the_official_client_raises_the_right_errors(client: openai.OpenAI) -> None:
+    messages: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hello"}]
+    with pytest.raises(openai.NotFoundError, match="served"):
+        client.chat.completions.create(model="gpt-4", messages=messages)
+    with pytest.raises(openai.BadRequestError, match="temperature"):
+        client.chat.completions.create(model=MODEL, messages=messages, temperature=9)
+    with pytest.raises(openai.InternalServerError, match="out of luck"):
+        client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "crash"}])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_every_slot(url: str, stream: bool) -> None:
+    """Guards against branches that go on decoding for nobody, after an open stream or an unanswered request."""
+    message = {"role": "user", "content": "fork fork endless"}
+    body = {"model": MODEL, "messages": [message], "stream": stream, "max_tokens": 4000}
+    if stream:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
+            next(response.iter_lines())
+            assert slots(url) > 0
+    else:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=1.0)
+    assert settles_at_zero(url)
+
+
+def test_many_clients_at_once_wait_their_turn(url: str) -> None:
+    """More than `max_ongoing_requests`, and health is answered meanwhile."""
+    answers: list[str] = []
+
+    def ask(number: int) -> None:
+        body = {"model": MODEL, "messages": [{"role": "user", "content": f"fork number {number}"}]}
+        response = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        answers.append(response.json()["choices"][0]["message"]["content"])
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(60)]
+    for thread in threads:
+        thread.start()
+    assert httpx.get(f"{url}/health", timeout=20).status_code == 200
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == sorted(f"one two three number {number} " for number in range(60))
+
+
+def test_an_adapter_that_is_missing_is_named_before_anything_starts() -> None:
+    with pytest.raises(ModelError, match="no-such-adapter"):
+        build_app(ServeConfig(adapter="no-such-adapter"))

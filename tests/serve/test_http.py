@@ -1,0 +1,243 @@
+"""The routes without Ray: a decode loop over the fake decoder stands behind them."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.messages import ClusterHealth, ReplicaHealth
+from pasta_ray.engine.messages import Events, Request
+from pasta_ray.errors import OverloadedError, PastaError
+from pasta_ray.serve.config import ServeConfig
+from pasta_ray.serve.http import create_app
+from pasta_ray.serve.service import Service
+from tests.fakes import FakeDecoder, FakeTokenizer
+
+MODEL = "smollm2-135m-instruct-pasta"
+
+
+class LocalBackend:
+    """One decode loop in this process; ``error`` is raised instead of decoding."""
+
+    def __init__(self, error: PastaError | None = None, state: Any = "ready") -> None:
+        self.loop = DecodeLoop(FakeDecoder())
+        self.error = error
+        self.state = state
+        self.requests: list[Request] = []
+
+    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        async for message in self.loop.decode(request):
+            yield message
+
+    async def health(self) -> ClusterHealth:
+        return ClusterHealth((ReplicaHealth("r0", self.state, 0),))
+
+
+def call(use: Callable[[httpx.AsyncClient], Awaitable[Any]], backend: LocalBackend | None = None, **config: Any) -> Any:
+    """Run ``use`` with a client of the app."""
+
+    async def scenario() -> Any:
+        service = Service(ServeConfig(**config), backend or LocalBackend(), FakeTokenizer())
+        transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await use(client)
+
+    return asyncio.run(scenario())
+
+
+def post(
+    body: dict[str, Any] | bytes, path: str = "/v1/chat/completions", backend: LocalBackend | None = None, **config: Any
+) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"Content-Type": "application/json"}
+    response: httpx.Response = call(lambda c: c.post(path, content=content, headers=headers), backend, **config)
+    return response
+
+
+def chat(words: str, **fields: Any) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": words}], **fields}
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON of every server-sent event; the stream must end with [DONE]."""
+    lines = [line for line in response.text.split("\n\n") if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    return [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+
+
+def streamed_text(chunks: list[Any]) -> str:
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks if chunk["choices"])
+
+
+def test_a_chat_is_answered_with_usage_and_report() -> None:
+    response = post(chat("hello fork world"))
+    answer = response.json()
+    assert response.status_code == 200
+    assert answer["object"] == "chat.completion"
+    assert answer["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "hello one two three world ",
+        "refusal": None,
+    }
+    assert answer["choices"][0]["finish_reason"] == "stop"
+    assert answer["usage"] == {
+        "prompt_tokens": 16,
+        "completion_tokens": 6,
+        "total_tokens": 22,
+        "completion_tokens_details": {"annotation_tokens": 7},
+    }
+    assert answer["pasta"]["id"] == answer["id"]
+    assert answer["pasta"]["parallel"]["num_promises"] == 1
+
+
+def test_a_stream_gives_role_text_in_document_order_reason_and_report() -> None:
+    chunks = events(post(chat("hello fork a b c d fork end", stream=True)))
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert streamed_text(chunks) == "hello one two three a b c d one two three end "
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
+    assert chunks[-1]["pasta"]["text"] == streamed_text(chunks)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+
+
+def test_the_usage_chunk_comes_last_and_only_when_asked_for() -> None:
+    chunks = events(post(chat("hello", stream=True, stream_options={"include_usage": True})))
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == 2
+    assert not any("usage" in chunk for chunk in events(post(chat("hello", stream=True))))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_completions_continue_the_text_itself(stream: bool) -> None:
+    response = post({"model": MODEL, "prompt": "a fork b", "stream": stream}, "/v1/completions")
+    if stream:
+        text = "".join(chunk["choices"][0]["text"] for chunk in events(response))
+    else:
+        text = response.json()["choices"][0]["text"]
+        assert response.json()["object"] == "text_completion"
+    assert text == "a one two three b "
+
+
+def test_length_is_reported_as_the_reason() -> None:
+    assert post(chat("endless", max_tokens=3)).json()["choices"][0]["finish_reason"] == "length"
+
+
+def test_options_reach_the_engine() -> None:
+    backend = LocalBackend()
+    options = {"temperature": 0.5, "top_p": 0.9, "seed": 7, "max_tokens": 5, "max_completion_tokens": 9}
+    post(chat("hello", **options, pasta={"method": "sequential", "max_branches": 3}), backend=backend)
+    (request,) = backend.requests
+    assert (request.method, request.max_tokens, request.max_branches) == ("sequential", 9, 3)
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.seed) == (0.5, 0.9, 7)
+
+
+def test_defaults_are_greedy_and_the_models_own_method() -> None:
+    backend = LocalBackend()
+    post(chat("hello"), backend=backend)
+    post(chat("hello") | {"model": "smollm2-135m-instruct"}, backend=backend, adapter=None)
+    assert [request.method for request in backend.requests] == ["pasta", "sequential"]
+    assert {request.sampling.temperature for request in backend.requests} == {0.0}
+    assert {request.max_tokens for request in backend.requests} == {512}
+
+
+def test_an_answers_message_may_be_sent_back() -> None:
+    """Guards against refusing what our own clients echo: null fields, a developer's message, text in parts."""
+    parts = [{"type": "text", "text": "once "}, {"type": "text", "text": "more"}]
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello", "refusal": None, "tool_calls": None, "annotations": []},
+        {"role": "user", "content": parts},
+    ]
+    neutral = {"n": 1, "stop": None, "presence_penalty": 0, "logprobs": False, "response_format": {"type": "text"}}
+    response = post({"model": MODEL, "messages": messages, **neutral})
+    assert response.json()["choices"][0]["message"]["content"] == "once more "
+
+
+REFUSED = [
+    (chat("x", temperature=3), 400, "temperature", "less than or equal to 2"),
+    (chat("x", max_tokens=0), 400, "max_tokens", "greater than or equal to 1"),
+    (chat("x", max_tokens=100_000), 400, "max_tokens", "allowed: up to 4096"),
+    (chat("x", n=2), 400, "n", "n is 2; allowed: 1"),
+    (chat("x", stop=["\n"]), 400, "stop", "not supported"),
+    (chat("x", tools=[]), 400, "tools", "unknown field 'tools'"),
+    (chat("x", pasta={"max_branches": 99}), 400, "pasta.max_branches", "allowed: up to 16"),
+    (chat("x", pasta={"colour": 1}), 400, "pasta.colour", "unknown field"),
+    (chat("x", pasta={"events": True}), 400, "pasta.events", "False"),
+    (chat("x", pasta={"method": "magic"}), 400, None, "method is 'magic'; allowed: sequential, pasta"),
+    (chat("refuse"), 400, None, "refused"),
+    (chat("x" * 8000), 400, "messages", "8000 tokens long; allowed: 7168"),
+    (chat("x") | {"model": "gpt-4"}, 404, "model", "served: 'smollm2-135m-instruct-pasta'"),
+    ({"model": MODEL, "messages": []}, 400, "messages", "at least 1"),
+    ({"model": MODEL}, 400, "messages", "required"),
+    ({"model": MODEL, "messages": [{"role": "tool", "content": ""}]}, 400, "messages.0.role", "'system'"),
+    (b"{not json", 400, None, "the body is not JSON"),
+    (chat("crash"), 500, None, "ValueError: the kernel is out of luck"),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("body", "status", "param", "message"), REFUSED, ids=lambda value: str(value)[:40])
+def test_errors_have_openais_shape(body: Any, status: int, param: str | None, message: str, stream: bool) -> None:
+    """A refusal comes with its own status, streaming or not: never a 200 with an error inside."""
+    if stream and isinstance(body, dict):
+        body = body | {"stream": True}
+    response = post(body)
+    error = response.json()["error"]
+    assert response.status_code == status
+    assert set(error) == {"message", "type", "param", "code"}
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+@pytest.mark.parametrize(("path", "method", "status"), [("/v2/chat", "GET", 404), ("/v1/chat/completions", "GET", 405)])
+def test_unknown_routes_and_methods_too(path: str, method: str, status: int) -> None:
+    response = call(lambda client: client.request(method, path))
+    assert (response.status_code, response.json()["error"]["type"]) == (status, "invalid_request_error")
+
+
+def test_overload_may_be_tried_again_and_a_fault_not() -> None:
+    response = post(chat("x"), backend=LocalBackend(OverloadedError("full")))
+    assert (response.status_code, response.headers["Retry-After"]) == (429, "1")
+    assert response.json()["error"]["type"] == "rate_limit_error"
+    assert post(chat("crash")).headers["x-should-retry"] == "false"
+
+
+def test_an_error_in_mid_stream_is_an_event_and_the_stream_is_closed() -> None:
+    chunks = events(post(chat("one two crash", stream=True)))
+    assert "out of luck" in chunks[-1]["error"]["message"]
+
+
+def test_the_services_own_time_limit_closes_the_stream_and_frees_the_slots() -> None:
+    backend = LocalBackend()
+    chunks = events(post(chat("endless", stream=True), backend=backend, request_timeout_s=0.3))
+    assert streamed_text(chunks[:-1]).startswith("word word ")
+    assert chunks[-1]["error"]["type"] == "timeout_error"
+    for _ in range(50):
+        time.sleep(0.01)
+        if backend.loop.stats().num_slots == 0:
+            break
+    assert backend.loop.stats().num_slots == 0
+    assert post(chat("endless"), request_timeout_s=0.1).status_code == 504
+
+
+def test_health_is_503_until_a_replica_is_ready() -> None:
+    starting = call(lambda client: client.get("/health"), LocalBackend(state="starting"))
+    assert (starting.status_code, starting.json()["error"]["code"]) == (503, "starting")
+    ready = call(lambda client: client.get("/health"))
+    assert (ready.status_code, ready.json()["status"]) == (200, "ok")
+
+
+def test_models() -> None:
+    assert [m["id"] for m in call(lambda c: c.get("/v1/models")).json()["data"]] == [MODEL]
+    assert call(lambda c: c.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
+    assert call(lambda c: c.get("/v1/models/other")).status_code == 404
