@@ -153,7 +153,9 @@ def main() -> None:
             pairs.append((sequential, parallel))
         reports = [p for _, p in pairs]
         result["speed"] = compare(pairs)
-        finished = [pair for pair in pairs if all(r.finish_reason == "stop" and repetition(r.text) <= 0.5 for r in pair)]
+        finished = [
+            pair for pair in pairs if all(r.finish_reason == "stop" and repetition(r.text) <= 0.5 for r in pair)
+        ]
         result["speed_of_finished_without_loops"] = compare(finished)
     result["structure"] = structure(reports)
     print(json.dumps(result, indent=2))

@@ -1,3 +1,3 @@
-"""PASTA-Ray: language models that say which parts of an answer are independent, and an engine that decodes them at once."""
+"""PASTA-Ray: models that mark the independent parts of their answers, and an engine that decodes those at once."""
 
 __version__ = "0.1.0"

@@ -87,7 +87,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class BranchReport:
-    """One branch of a finished answer. Steps count this request's own steps from 1; seconds count from its submission."""
+    """One branch of a finished answer. Steps are the request's own, from 1; seconds count from its submission."""
 
     id: str
     parent: str | None

@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
-from pasta_ray.lang import Document, Promise, Sync, Text
+from pasta_ray.lang import Document, Promise, Text
+from pasta_ray.lang.document import Node
 from pasta_ray.train.annotators.syntax import LEVELS, Level, annotate
 
 LOOP_WORDS = 6
@@ -34,12 +35,14 @@ class Pair(BaseModel):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which pairs become documents. Lengths are in tokens of the answer."""
+    """Which pairs become documents. Lengths are in tokens of the answer; an answer of more than ``max_promises`` parts
+    ends behind the last that is allowed."""
 
     min_tokens: int = 8
     max_tokens: int = 400
     max_prompt_tokens: int = 200
-    max_repetition: float = 0.25
+    max_repetition: float = 0.1
+    max_promises: int = 8
     only_promising: bool = False
     levels: Sequence[Level] = LEVELS
 
@@ -71,14 +74,7 @@ def annotate_pairs(
 ) -> Iterator[dict[str, Any]]:
     """The document records of ``pairs``, as training reads them; ``result`` is counted up on the way."""
     for pair in pairs:
-        answer = pair.output.strip()
-        reason = _unfit(pair, answer, count_tokens, selection)
-        document = Document((Text(answer),)) if reason else annotate(answer, count_tokens, selection.levels)
-        if not reason and not pair.finished:
-            cut = _without_last_part(document)
-            reason, document = ("cut off", document) if cut is None else (None, cut)
-        if not reason and selection.only_promising and not document.promises:
-            reason = "no promise"
+        document, reason = _choose(pair, count_tokens, selection)
         if reason:
             result.dropped[reason] += 1
             continue
@@ -89,6 +85,27 @@ def annotate_pairs(
             include={"id", "instruction", "input", "system", "source", "license"}, exclude_none=True
         )
         yield origin | {"document": document.linear()}
+
+
+def _choose(pair: Pair, count_tokens: Callable[[str], int], selection: Selection) -> tuple[Document, str | None]:
+    """The document of a pair, and why it is not fit, if it is not."""
+    answer = pair.output.strip()
+    document = Document((Text(answer),))
+    reason = _unfit(pair, answer, count_tokens, selection)
+    if reason:
+        return document, reason
+    document = annotate(answer, count_tokens, selection.levels)
+    if not pair.finished:
+        document = _first_parts(document, len(document.promises) - 1)
+        if len(document.promises) < 2:
+            return document, "cut off"
+    document = _first_parts(document, selection.max_promises)
+    topics = [promise.topic.lower() for promise in document.promises]
+    if len(set(topics)) < len(topics):
+        return document, "repeats a topic"
+    if selection.only_promising and not topics:
+        return document, "no promise"
+    return document, None
 
 
 def _unfit(pair: Pair, answer: str, count_tokens: Callable[[str], int], selection: Selection) -> str | None:
@@ -113,14 +130,17 @@ def repetition(text: str) -> float:
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 
-def _without_last_part(document: Document) -> Document | None:
-    """An answer that was cut off, up to its last complete body; None where that leaves fewer than two."""
-    nodes = list(document.nodes)
+def _first_parts(document: Document, num: int) -> Document:
+    """The document up to its ``num``-th body; the whole of it where it has no more than that."""
+    if len(document.promises) <= num:
+        return document
+    nodes: list[Node] = []
+    for node in document.nodes:
+        if isinstance(node, Promise):
+            num -= 1
+            if num < 0:
+                break
+        nodes.append(node)
     while nodes and not isinstance(nodes[-1], Promise):
         nodes.pop()
-    nodes = nodes[:-1]
-    while nodes and not isinstance(nodes[-1], Promise):
-        nodes.pop()
-    if sum(isinstance(node, Promise) for node in nodes) < 2 or isinstance(nodes[-1], Sync):
-        return None
     return Document(tuple(nodes))

@@ -35,6 +35,15 @@ def test_a_cut_off_answer_loses_its_last_part() -> None:
     assert counts.dropped == {"cut off": 2}
 
 
+def test_long_lists_end_and_topics_differ() -> None:
+    """Guards against teaching a small model to go on for ever, or to promise the same thing twice."""
+    (record,), _ = run(pair(answer(6)), max_promises=4)
+    assert parse(record["document"]).text() == answer(4)
+    records, counts = run(pair(answer(3).replace("Item 2", "Item 1")))
+    assert not records
+    assert counts.dropped == {"repeats a topic": 1}
+
+
 def test_every_drop_has_a_reason() -> None:
     """Guards against data that vanishes: documents and drops add up to the input."""
     loop = "the same six words come again " * 10

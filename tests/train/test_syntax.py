@@ -90,7 +90,21 @@ def test_topics(body: str, topic: str) -> None:
 def test_any_text_comes_back() -> None:
     """Guards against an annotator that loses or moves text: random structured answers, every choice of levels."""
     rng = random.Random(4)
-    lines = ["# H", "## Head two", "**Bold head**", "1. ", "2. ", "3) ", "- ", "* ", "", "", "  - sub ", "x: ", "<sync/> \\"]
+    lines = [
+        "# H",
+        "## Head two",
+        "**Bold head**",
+        "1. ",
+        "2. ",
+        "3) ",
+        "- ",
+        "* ",
+        "",
+        "",
+        "  - sub ",
+        "x: ",
+        "<sync/> \\",
+    ]
     num_promises = 0
     for _ in range(3000):
         answer = "\n".join(rng.choice(lines) + rng.choice(["", LONG]) for _ in range(rng.randint(0, 9)))

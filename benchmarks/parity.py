@@ -1,0 +1,121 @@
+"""The engine against `transformers`, on the real model in fp32.
+
+Greedy: sequential decoding equals `generate` token for token. Replay: documents through fork, step and join give the
+logits of one forward pass with the layout's mask and positions, while other requests decode in the same batches.
+
+    python benchmarks/parity.py --prompts alpacaeval_dev.jsonl --num 20 --max-tokens 128 --documents documents.jsonl
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+
+from pasta_ray.engine import Engine, EngineConfig, replay
+from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.weights import load_checkpoint, resolve_model
+from pasta_ray.lang import encode_document, layout, parse
+
+NEAR_TIE = 1e-4
+
+
+def greedy(engine: Engine, reference: PreTrainedModel, prompts: list[list[int]], max_tokens: int) -> dict[str, int]:
+    """All prompts at once in the engine, one by one in transformers."""
+    branches = [engine.open(ids, sampling=Sampling()) for ids in prompts]
+    stop_ids = engine.tokenizer.stop_ids
+    while any(not branch.settled for branch in branches):
+        for output in engine.step():
+            branch = output.branch
+            if output.token in stop_ids or len(branch.tokens) >= len(prompts[branches.index(branch)]) + max_tokens:
+                engine.settle(branch)
+    result = {"prompts": len(prompts), "tokens": 0, "equal": 0, "differ_at_near_tie": 0, "differ": 0}
+    for ids, branch in zip(prompts, branches, strict=True):
+        got = branch.tokens[len(ids) :]
+        inputs = torch.tensor([ids])
+        with torch.no_grad():
+            out = reference.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=max_tokens,
+                do_sample=False,
+                pad_token_id=stop_ids[0],
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
+        want = out.sequences[0, len(ids) :].tolist()
+        result["tokens"] += len(want)
+        first = next((i for i, (g, w) in enumerate(zip(got, want, strict=False)) if g != w), None)
+        if first is None:
+            result["equal" if len(got) == len(want) else "differ"] += 1
+        else:
+            top = out.logits[first][0].topk(2).values
+            result["differ_at_near_tie" if float(top[0] - top[1]) < NEAR_TIE else "differ"] += 1
+        engine.free(branch)
+    return result
+
+
+def layout_logits(reference: PreTrainedModel, engine: Engine, prompt: list[int], linear: str) -> torch.Tensor:
+    assert engine.tags is not None
+    form = layout(encode_document(parse(linear), engine.tokenizer, engine.tags), prompt)
+    mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
+    for token, ranges in enumerate(form.visible):
+        for start, end in ranges:
+            mask[0, 0, token, start:end] = 0.0
+    with torch.no_grad():
+        return reference(
+            torch.tensor([form.ids]), attention_mask=mask, position_ids=torch.tensor([form.positions])
+        ).logits[0]
+
+
+def merged_model(config: EngineConfig) -> PreTrainedModel:
+    """Base, adapter and tag rows in transformers."""
+    checkpoint = load_checkpoint(config)
+    tensors = checkpoint.take_tensors()
+    checkpoint.config.vocab_size = tensors["model.embed_tokens.weight"].shape[0]
+    model = LlamaForCausalLM(checkpoint.config)
+    model.load_state_dict(tensors, strict=False)
+    model.tie_weights()
+    return model.eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=Path, help="JSONL with instruction")
+    parser.add_argument("--documents", type=Path, help="JSONL with instruction and document")
+    parser.add_argument("--num", type=int, default=20)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument("--model", default=EngineConfig.model)
+    parser.add_argument("--adapter", default="pasta")
+    args = parser.parse_args()
+    result: dict[str, object] = {}
+    if args.prompts:
+        config = EngineConfig(model=args.model)
+        engine = Engine(config)
+        reference = AutoModelForCausalLM.from_pretrained(resolve_model(config), dtype=torch.float32).eval()
+        records = [json.loads(line) for line in args.prompts.open(encoding="utf-8")][: args.num]
+        chats = [engine.tokenizer.encode_chat([{"role": "user", "content": r["instruction"]}]) for r in records]
+        result["greedy"] = greedy(engine, reference, chats, args.max_tokens)
+    if args.documents:
+        config = EngineConfig(model=args.model, adapter=args.adapter)
+        engine, reference = Engine(config), merged_model(config)
+        records = [json.loads(line) for line in args.documents.open(encoding="utf-8")]
+        records = [r for r in records if parse(r["document"]).promises][: args.num]
+        worst = 0.0
+        for number, record in enumerate(records):
+            prompt = engine.tokenizer.encode_chat([{"role": "user", "content": record["instruction"]}])
+            neighbours = [engine.open(prompt[:9], sampling=Sampling()) for _ in range(number % 3)]
+            logits = replay(engine, prompt, parse(record["document"]))
+            for branch in neighbours:
+                engine.free(branch)
+            worst = max(
+                worst, float((logits - layout_logits(reference, engine, prompt, record["document"])).abs().max())
+            )
+            print(number, worst, flush=True)
+        result["replay"] = {"documents": len(records), "max_abs_difference": worst}
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
