@@ -1,0 +1,34 @@
+"""The command line. Commands import torch and ray when they run, so that `--help` and `parse` answer at once."""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from pasta_ray.cli.generate import generate
+from pasta_ray.cli.parse import parse
+from pasta_ray.cli.serve import serve
+from pasta_ray.cli.train import annotate, train_app
+from pasta_ray.errors import PastaError
+
+app = typer.Typer(
+    name="pasta-ray",
+    help="Answers decoded in parallel: serve, generate, and teach models to annotate their own answers.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(serve)
+app.command()(generate)
+app.command()(parse)
+app.command()(annotate)
+app.add_typer(train_app, name="train")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line. An error that the user can mend is one line; exit 2 for bad input, 1 for the rest."""
+    try:
+        app(args=None if args is None else list(args))
+    except PastaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if error.http_status < 500 else 1)

@@ -1,0 +1,82 @@
+"""`pasta-ray generate`: answers to one prompt, or to a file of them."""
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pasta_ray.errors import InputError
+
+DEFAULT_ADAPTER = "pasta"
+NO_ADAPTER = "none"
+
+
+class Dtype(StrEnum):
+    """Of the weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads standard input.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSONL file of id and instruction.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSONL file of reports; ids already in it are skipped.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="sequential, pasta, …  [default: pasta with an adapter, else sequential]")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answer.")] = 0,
+    max_branches: Annotated[int, typer.Option(min=1, help="Bodies decoded at the same time, at most.")] = 16,
+    model: Annotated[str, typer.Option(help="A name, a folder, a .gguf file or a hub id.")] = "smollm2-135m-instruct",
+    adapter: Annotated[str, typer.Option(help="A folder, a shipped name, or none.")] = DEFAULT_ADAPTER,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice unless given.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at the same time; 1 gives a truthful wall time.")] = 1,
+    in_process: Annotated[bool, typer.Option(help="Decode in this process, or in a replica of a Ray cluster.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of the text.")] = False,
+) -> None:
+    """Answer a prompt; the text appears in document order as it becomes readable. A file gives one report a line."""
+    from pasta_ray.cli.prompts import Prompt, read_done, read_prompts
+
+    if (prompt is None) == (prompts is None):
+        raise InputError("give a prompt, or --prompts with a file: one of the two")
+    if prompts is None and out is not None:
+        raise InputError("--out goes with --prompts")
+    wanted = read_prompts(prompts) if prompts else [Prompt("prompt", _one_prompt(prompt or ""))]
+    done = read_done(out) if out else set()
+    wanted = [item for item in wanted if item.id not in done]
+    if not wanted:
+        typer.echo(f"nothing to do: all {len(done)} answers are in {out}", err=True)
+        return
+
+    from pasta_ray.cli import answering
+    from pasta_ray.engine.config import EngineConfig
+    from pasta_ray.engine.messages import Sampling
+
+    adapter_name = None if adapter == NO_ADAPTER else adapter
+    config = EngineConfig(model=model, adapter=adapter_name, device=device, dtype=dtype.value, num_threads=threads)
+    options = answering.Options(
+        method=method or ("pasta" if adapter_name else "sequential"),
+        max_tokens=max_tokens,
+        max_branches=max_branches,
+        sampling=Sampling(temperature, top_p, seed),
+    )
+    if prompts is None:
+        answering.answer_one(config, options, wanted[0], in_process, as_json)
+    else:
+        answering.answer_all(config, options, wanted, in_process, batch, out)
+
+
+def _one_prompt(argument: str) -> str:
+    if argument != "-":
+        return argument
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input: not UTF-8: {error.reason} at byte {error.start}") from error

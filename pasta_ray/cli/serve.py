@@ -1,0 +1,111 @@
+"""`pasta-ray serve`: Ray, the app on it, and a line that says where it answers."""
+
+import json
+import signal
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pasta_ray.errors import InputError, PastaError, ReplicaError
+
+APP_NAME = "pasta-ray"
+NO_ADAPTER = "none"
+READY_TIMEOUT_S = 600.0
+
+
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="A name, a folder, a .gguf file or a hub id.  [default: smollm2-135m-instruct]")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="A folder, a shipped name, or none.  [default: pasta]")] = None,
+    replicas: Annotated[int | None, typer.Option(help="Decode replicas.  [default: 1]")] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of HTTP.")] = 8000,
+    host: Annotated[str, typer.Option(help="0.0.0.0 serves every interface.")] = "127.0.0.1",
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file of every option; options given here go over it.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a replica.")] = None,
+    served_model_name: Annotated[str | None, typer.Option(help="The name that clients send.")] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join; local always starts one.  [default: join or start]")
+    ] = None,
+) -> None:
+    """Serve the OpenAI API until Ctrl-C."""
+    from pasta_ray.serve.config import read_config
+
+    given = {
+        "model": model,
+        "adapter": adapter,
+        "replicas": replicas,
+        "device": device,
+        "dtype": dtype,
+        "num_threads": threads,
+        "served_model_name": served_model_name,
+    }
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if adapter == NO_ADAPTER:
+        overrides["adapter"] = None
+    settings = read_config(config, overrides)
+    _check_port(host, port)
+
+    from pasta_ray.cli.ray_session import connect
+    from pasta_ray.serve.app import build_app
+
+    app = build_app(settings)
+    connect(ray_address)
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.config import HTTPOptions
+
+    stop = threading.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signal_number, lambda *_: stop.set())
+    try:
+        ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=None))
+        try:
+            ray_serve.run(app, name=APP_NAME, route_prefix="/")
+        except RuntimeError as error:
+            raise ReplicaError(f"the app cannot be deployed: {error}") from error
+        url = f"http://{host}:{port}"
+        if _wait_ready(url, stop):
+            typer.echo(f"{settings.model_name} answers at {url}/v1 (Ctrl-C ends)")
+        stop.wait()
+    finally:
+        typer.echo("stopping", err=True)
+        ray_serve.delete(APP_NAME)
+        ray.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(f"--host {host} --port {port}: {error.strerror}; choose another port") from error
+
+
+def _wait_ready(url: str, stop: threading.Event) -> bool:
+    """Wait until a replica can decode; False when asked to stop first. Raises what keeps the replicas from starting."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while not stop.wait(0.3):
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=10):
+                return True
+        except urllib.error.HTTPError as error:
+            body = json.loads(error.read())
+            if body["error"]["code"] == "failed":
+                raise PastaError(body["error"]["message"]) from None
+        except (urllib.error.URLError, TimeoutError):
+            pass
+        if time.monotonic() > deadline:
+            raise ReplicaError(f"the service does not answer at {url}; does Serve run in this cluster on another port?")
+    return False
