@@ -21,7 +21,7 @@ class DecodeActor:
     def __init__(self, make_decoder: DecoderFactory, replica: str) -> None:
         self._failure: PastaError | None = None
         try:
-            self._loop = DecodeLoop(make_decoder(replica), replica)
+            self._loop = DecodeLoop(make_decoder, replica)
         except PastaError as error:
             self._failure = error
         except Exception as error:  # kept for `ping`: a failed constructor would reach nobody as one line

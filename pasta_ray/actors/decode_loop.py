@@ -7,11 +7,12 @@ between two steps; everything it says goes to a `_Stream`, which joins what its 
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from pasta_ray.actors.messages import DecoderLike, ReplicaStats, StepError
+from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
 from pasta_ray.engine.messages import Event, Events, Finished, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
@@ -77,18 +78,25 @@ class _Stop:
 
 
 class DecodeLoop:
-    """Answers requests with one decoder. Its public methods may be called from any thread and any event loop."""
+    """Answers requests with one decoder. Its public methods may be called from any thread and any event loop.
 
-    def __init__(self, decoder: DecoderLike, replica: str = "local") -> None:
-        self._decoder = decoder
+    The decoder is made on its thread too, because how many threads a matrix product uses is a thread's own setting.
+    The constructor returns when it is there, and raises what its making raised.
+    """
+
+    def __init__(self, make_decoder: DecoderFactory, replica: str = "local") -> None:
         self._replica = replica
         self._commands: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._stopping = False
         self._broken: str | None = None
         self._stats = ReplicaStats(replica, 0, 0, 0)
-        self._thread = threading.Thread(target=self._run, name=f"decode-{replica}", daemon=True)
+        made: Future[DecoderLike] = Future()
+        self._thread = threading.Thread(
+            target=self._run, args=(make_decoder, made), name=f"decode-{replica}", daemon=True
+        )
         self._thread.start()
+        self._decoder = made.result()
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         """The request's events, one message a step at most. Closing the iterator early frees all its slots.
@@ -125,7 +133,13 @@ class DecodeLoop:
         self._commands.put(_Stop())
         self._thread.join()
 
-    def _run(self) -> None:
+    def _run(self, make_decoder: DecoderFactory, made: "Future[DecoderLike]") -> None:
+        try:
+            self._decoder = make_decoder(self._replica)
+        except BaseException as error:  # handed to the constructor, which raises it
+            made.set_exception(error)
+            return
+        made.set_result(self._decoder)
         while self._broken is None and self._obey():
             if self._decoder.busy:
                 self._step()

@@ -19,7 +19,7 @@ class LocalReplica:
         self.name = name
         self.dies = dies
         self.ping_error = ping_error
-        self.loop = DecodeLoop(FakeDecoder(name), name)
+        self.loop = DecodeLoop(FakeDecoder, name)
         self.num_restarts = 0
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 import time
 from contextlib import aclosing
 
@@ -7,8 +8,8 @@ import pytest
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.messages import StepError
 from pasta_ray.engine.messages import Delta, Events, Finished, PromiseOpened, Request
-from pasta_ray.errors import InputError, ReplicaError
-from tests.fakes import FakeDecoder, ask
+from pasta_ray.errors import InputError, ModelError, ReplicaError
+from tests.fakes import FakeDecoder, MakeFakeDecoder, ask
 
 
 async def read(loop: DecodeLoop, request: Request) -> list[Events]:
@@ -32,7 +33,7 @@ def text(messages: list[Events]) -> str:
 
 def test_events_arrive_in_order_and_end_with_the_report() -> None:
     async def scenario() -> list[Events]:
-        return await read(DecodeLoop(FakeDecoder()), ask("hello fork world"))
+        return await read(DecodeLoop(FakeDecoder), ask("hello fork world"))
 
     messages = asyncio.run(scenario())
     events = [event for message in messages for event in message.events]
@@ -43,7 +44,7 @@ def test_events_arrive_in_order_and_end_with_the_report() -> None:
 
 def test_many_requests_at_once_each_get_their_own_answer() -> None:
     async def scenario() -> list[str]:
-        loop = DecodeLoop(FakeDecoder())
+        loop = DecodeLoop(FakeDecoder)
         answers = await asyncio.gather(*(read(loop, ask(f"fork number {i}", f"id{i}")) for i in range(200)))
         await settled(loop)
         return [text(messages) for messages in answers]
@@ -57,7 +58,7 @@ def test_a_slow_consumer_gets_few_large_messages_and_loses_nothing() -> None:
     async def scenario() -> tuple[int, int]:
         words = " ".join(f"w{i}" for i in range(300))
         num_messages, num_deltas = 0, 0
-        async for message in DecodeLoop(FakeDecoder()).decode(ask(words, max_tokens=1000)):
+        async for message in DecodeLoop(FakeDecoder).decode(ask(words, max_tokens=1000)):
             num_messages += 1
             num_deltas += sum(isinstance(event, Delta) for event in message.events)
             await asyncio.sleep(0.01)
@@ -72,7 +73,7 @@ def test_the_event_loop_stays_responsive_during_a_long_step() -> None:
     """Guards against a step on the event loop, which would fail health checks of a busy replica (Ray issue 54070)."""
 
     async def scenario() -> float:
-        loop = DecodeLoop(FakeDecoder(step_s=0.5))
+        loop = DecodeLoop(MakeFakeDecoder(step_s=0.5))
         answer = asyncio.create_task(read(loop, ask("a b")))
         await asyncio.sleep(0.1)
         started = time.perf_counter()
@@ -90,7 +91,7 @@ def test_the_event_loop_stays_responsive_during_a_long_step() -> None:
 def test_leaving_early_frees_every_slot(how: str) -> None:
     async def scenario() -> list[str]:
         decoder = FakeDecoder()
-        loop = DecodeLoop(decoder)
+        loop = DecodeLoop(lambda _: decoder)
         if how == "task":
             task = asyncio.create_task(read(loop, ask("endless")))
             await asyncio.sleep(0.05)
@@ -110,7 +111,7 @@ def test_leaving_early_frees_every_slot(how: str) -> None:
 
 def test_a_refused_request_fails_alone() -> None:
     async def scenario() -> str:
-        loop = DecodeLoop(FakeDecoder())
+        loop = DecodeLoop(FakeDecoder)
         good = asyncio.create_task(read(loop, ask("all is well", "good")))
         with pytest.raises(InputError, match="refused"):
             await read(loop, ask("refuse", "bad"))
@@ -121,7 +122,7 @@ def test_a_refused_request_fails_alone() -> None:
 
 def test_an_id_in_use_is_refused_and_the_first_goes_on() -> None:
     async def scenario() -> None:
-        loop = DecodeLoop(FakeDecoder())
+        loop = DecodeLoop(FakeDecoder)
         async with aclosing(loop.decode(ask("endless"))) as first:
             await anext(first)
             with pytest.raises(InputError, match="already"):
@@ -135,7 +136,7 @@ def test_a_failing_step_reaches_every_consumer_and_the_loop_goes_on() -> None:
     """Guards against consumers that wait for ever behind an exception in the decode thread."""
 
     async def scenario() -> str:
-        loop = DecodeLoop(FakeDecoder(), "r7")
+        loop = DecodeLoop(FakeDecoder, "r7")
         neighbour = asyncio.create_task(read(loop, ask("endless", "neighbour")))
         await asyncio.sleep(0.05)
         with pytest.raises(StepError, match=r"r7.*ValueError: the kernel is out of luck"):
@@ -150,7 +151,7 @@ def test_a_failing_step_reaches_every_consumer_and_the_loop_goes_on() -> None:
 
 def test_a_decoder_that_cannot_be_cleaned_up_asks_for_a_restart() -> None:
     async def scenario() -> None:
-        loop = DecodeLoop(FakeDecoder())
+        loop = DecodeLoop(FakeDecoder)
         with pytest.raises(StepError):
             await read(loop, ask("poison"))
         with pytest.raises(ReplicaError, match="must be restarted: RuntimeError: the cache is corrupt"):
@@ -161,7 +162,7 @@ def test_a_decoder_that_cannot_be_cleaned_up_asks_for_a_restart() -> None:
 
 def test_stop_ends_open_streams() -> None:
     async def scenario() -> None:
-        loop = DecodeLoop(FakeDecoder())
+        loop = DecodeLoop(FakeDecoder)
         task = asyncio.create_task(read(loop, ask("endless")))
         await asyncio.sleep(0.05)
         loop.stop()
@@ -171,3 +172,29 @@ def test_stop_ends_open_streams() -> None:
             loop.check()
 
     asyncio.run(scenario())
+
+
+def test_a_decoder_that_cannot_be_made_raises_where_the_loop_is_made() -> None:
+    with pytest.raises(ModelError, match="no such weights"):
+        DecodeLoop(MakeFakeDecoder(failing=("local",)))
+
+
+def test_the_decoder_is_made_and_driven_by_one_thread() -> None:
+    """Guards against a thread count that is set on one thread and missing on the one that decodes."""
+    threads = set()
+
+    class Watched(FakeDecoder):
+        def __init__(self, replica: str) -> None:
+            super().__init__(replica)
+            threads.add(threading.get_ident())
+
+        def step(self) -> list[Events]:
+            threads.add(threading.get_ident())
+            return super().step()
+
+    async def scenario() -> None:
+        await read(DecodeLoop(Watched), ask("hello"))
+
+    asyncio.run(scenario())
+    assert len(threads) == 1
+    assert threading.get_ident() not in threads

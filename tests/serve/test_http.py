@@ -25,7 +25,7 @@ class LocalBackend:
     """One decode loop in this process; ``error`` is raised instead of decoding."""
 
     def __init__(self, error: PastaError | None = None, state: Any = "ready") -> None:
-        self.loop = DecodeLoop(FakeDecoder())
+        self.loop = DecodeLoop(FakeDecoder)
         self.error = error
         self.state = state
         self.requests: list[Request] = []
