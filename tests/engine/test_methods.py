@@ -52,7 +52,9 @@ def decoder(shared: Decoder) -> Decoder:
 def request(number: int, method: str = "pasta", *, max_tokens: int = 150, **limits: int) -> Request:
     prompt = tuple(range(4, 10 + number % 40))
     sampling = Sampling(temperature=2.0, top_p=1.0, seed=number)
-    return Request(f"r{number}", prompt, method, max_tokens=max_tokens, sampling=sampling, **({"max_promises": 5} | limits))
+    return Request(
+        f"r{number}", prompt, method, max_tokens=max_tokens, sampling=sampling, **({"max_promises": 5} | limits)
+    )
 
 
 def run(decoder: Decoder, requests: list[Request]) -> dict[str, list[Event]]:
