@@ -30,6 +30,7 @@ class Pair(BaseModel):
     source: str | None = None
     license: str | None = None
     benchmark: bool = False
+    split: str | None = None
     finished: bool = True
 
 
@@ -111,6 +112,8 @@ def _choose(pair: Pair, count_tokens: Callable[[str], int], selection: Selection
 def _unfit(pair: Pair, answer: str, count_tokens: Callable[[str], int], selection: Selection) -> str | None:
     if pair.benchmark:
         return "benchmark prompt"
+    if pair.split not in (None, "train"):
+        return f"{pair.split} split"
     if count_tokens(" ".join(filter(None, (pair.system, pair.instruction, pair.input)))) > selection.max_prompt_tokens:
         return "prompt too long"
     num_tokens = count_tokens(answer)

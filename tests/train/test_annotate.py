@@ -50,6 +50,7 @@ def test_every_drop_has_a_reason() -> None:
     pairs = [
         pair(answer(3)),
         pair(answer(3), benchmark=True),
+        pair(answer(3), split="val"),
         pair("short"),
         pair("word " * 500),
         pair(loop),
@@ -61,7 +62,7 @@ def test_every_drop_has_a_reason() -> None:
     assert counts.num_promises == 3
     assert counts.dropped.total() + counts.num_documents == len(pairs)
     assert set(counts.dropped) == {
-        *("benchmark prompt", "answer too short", "answer too long", "repeats itself", "prompt too long", "no promise")
+        *("benchmark prompt", "val split", "answer too short", "answer too long", "repeats itself", "prompt too long", "no promise")
     }
 
 
