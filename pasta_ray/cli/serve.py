@@ -1,6 +1,7 @@
 """`pasta-ray serve`: Ray, the app on it, and a line that says where it answers."""
 
 import json
+import logging
 import signal
 import socket
 import threading
@@ -64,12 +65,15 @@ def serve(
     import ray
     from ray import serve as ray_serve
     from ray.serve.config import HTTPOptions
+    from ray.serve.schema import LoggingConfig
 
     stop = threading.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signal_number, lambda *_: stop.set())
     try:
-        ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=None))
+        quiet = LoggingConfig(log_level="WARNING")  # of Serve's own parts; the app logs a line a request
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        ray_serve.start(http_options=HTTPOptions(host=host, port=port, request_timeout_s=None), logging_config=quiet)
         try:
             ray_serve.run(app, name=APP_NAME, route_prefix="/")
         except RuntimeError as error:
@@ -96,7 +100,7 @@ def _check_port(host: str, port: int) -> None:
 def _wait_ready(url: str, stop: threading.Event) -> bool:
     """Wait until a replica can decode; False when asked to stop first. Raises what keeps the replicas from starting."""
     deadline = time.monotonic() + READY_TIMEOUT_S
-    while not stop.wait(0.3):
+    while not stop.wait(1.0):
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=10):
                 return True

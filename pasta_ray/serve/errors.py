@@ -75,7 +75,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(PastaError)
     async def pasta_error(_: Request, error: PastaError) -> JSONResponse:
-        if error.http_status >= 500:
+        if error.http_status >= 500 and not isinstance(error, NotReadyError):
             logger.error("%s: %s", type(error).__name__, error)
         return JSONResponse(error_body(error), error.http_status, _headers(error.http_status))
 
