@@ -62,7 +62,13 @@ def test_every_drop_has_a_reason() -> None:
     assert counts.num_promises == 3
     assert counts.dropped.total() + counts.num_documents == len(pairs)
     assert set(counts.dropped) == {
-        *("benchmark prompt", "val split", "answer too short", "answer too long", "repeats itself", "prompt too long", "no promise")
+        "benchmark prompt",
+        "val split",
+        "answer too short",
+        "answer too long",
+        "repeats itself",
+        "prompt too long",
+        "no promise",
     }
 
 

@@ -50,7 +50,8 @@ def losses(run: Path) -> dict[int, float]:
     return {metrics["step"]: metrics["loss"] for metrics in map(json.loads, lines)}
 
 
-def test_it_learns_and_leaves_an_adapter(ray_cluster: None, config: SftConfig) -> None:
+@pytest.mark.usefixtures("ray_cluster")
+def test_it_learns_and_leaves_an_adapter(config: SftConfig) -> None:
     """Guards the whole way from documents to an adapter: steps, metrics by kind, trained rows, and a second call that
     finds the run finished."""
     config = config.model_copy(update={"learning_rate": 1e-2, "epochs": 2})

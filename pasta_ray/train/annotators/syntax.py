@@ -128,7 +128,7 @@ def _number(line: str) -> int:
 
 
 def _next_item(lines: Sequence[str], at: int, pattern: re.Pattern[str]) -> int | None:
-    """The line of the item after the one at ``at``; a numbered list runs on over paragraphs, a bulleted one does not."""
+    """The line of the item after the one at ``at``; a numbered list runs on over paragraphs, a bulleted does not."""
     for i in range(at + 1, len(lines)):
         if pattern.match(lines[i]):
             return i if pattern is _BULLET or _number(lines[i]) == _number(lines[at]) + 1 else None
