@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,7 +122,10 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
     path = adapter / "adapter_model.safetensors"
     _check_adapter(adapter / "adapter_config.json", path)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    with _as_model_error(path):
+    with _as_model_error(path), warnings.catch_warnings():
+        # PEFT 0.21 reads a property that transformers 5.23 deprecates; and it only warns of keys that it misses,
+        # which is an error below.
+        warnings.simplefilter("ignore")
         model = PeftModel.from_pretrained(base, str(adapter))
     wanted = {name.replace(".default.", ".") for name in model.state_dict() if ".lora_" in name}
     found = set(read_tensors((path,)))

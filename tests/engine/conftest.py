@@ -9,7 +9,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from pasta_ray.engine import Engine, EngineConfig
-from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync, TokenText
+from pasta_ray.engine.branch import Branch
+from pasta_ray.lang import Layout, TagMap, TokenDocument, TokenPromise, TokenSync, TokenText
 from pasta_ray.lang.tokens import TokenNode
 
 VOCAB = 96
@@ -101,3 +102,36 @@ def random_document(rng: random.Random, tags: TagMap) -> TokenDocument:
             nodes.append(TokenPromise(head, 10 * rng.randint(1, 3), (tags.async_, *text(0, 12), tags.async_end)))
             num_open += 1
     return TokenDocument(tuple(nodes))
+
+
+def decode(engine: Engine, branches: list[Branch], num_tokens: int) -> list[list[int]]:
+    """What each branch samples, ``num_tokens`` each; frees the branches."""
+    sampled: dict[Branch, list[int]] = {branch: [] for branch in branches}
+    while any(len(tokens) < num_tokens for tokens in sampled.values()):
+        for output in engine.step():
+            assert output.token is not None
+            sampled[output.branch].append(output.token)
+    for branch in branches:
+        engine.free(branch)
+    return [tokens[:num_tokens] for tokens in sampled.values()]
+
+
+def generate(reference: PreTrainedModel, ids: list[int], num_tokens: int) -> list[int]:
+    out = reference.generate(
+        torch.tensor([ids]),
+        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    return out[0, len(ids) :].tolist()
+
+
+def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
+    mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
+    for token, ranges in enumerate(form.visible):
+        for start, end in ranges:
+            mask[0, 0, token, start:end] = 0.0
+    with torch.no_grad():
+        ids, positions = torch.tensor([form.ids]), torch.tensor([form.positions])
+        return reference(ids, attention_mask=mask, position_ids=positions).logits[0]

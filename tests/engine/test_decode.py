@@ -7,33 +7,9 @@ import torch
 from transformers import PreTrainedModel
 
 from pasta_ray.engine import Engine, EngineConfig
-from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.errors import InputError
-from tests.engine.conftest import prompt, save_model
-
-
-def decode(engine: Engine, branches: list[Branch], num_tokens: int) -> list[list[int]]:
-    """What each branch samples, ``num_tokens`` each; frees the branches."""
-    sampled: dict[Branch, list[int]] = {branch: [] for branch in branches}
-    while any(len(tokens) < num_tokens for tokens in sampled.values()):
-        for output in engine.step():
-            assert output.token is not None
-            sampled[output.branch].append(output.token)
-    for branch in branches:
-        engine.free(branch)
-    return [tokens[:num_tokens] for tokens in sampled.values()]
-
-
-def generate(reference: PreTrainedModel, ids: list[int], num_tokens: int) -> list[int]:
-    out = reference.generate(
-        torch.tensor([ids]),
-        attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        pad_token_id=0,
-    )
-    return out[0, len(ids) :].tolist()
+from tests.engine.conftest import decode, generate, prompt, save_model
 
 
 def test_greedy_equals_transformers(engine: Engine, reference: PreTrainedModel) -> None:

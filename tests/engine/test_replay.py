@@ -2,24 +2,13 @@
 
 import random
 
-import torch
 from transformers import PreTrainedModel
 
 from pasta_ray.engine import Engine
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.engine.replay import replay_tokens
-from pasta_ray.lang import Layout, TagMap, layout
-from tests.engine.conftest import prompt, random_document
-
-
-def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
-    mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
-    for token, ranges in enumerate(form.visible):
-        for start, end in ranges:
-            mask[0, 0, token, start:end] = 0.0
-    with torch.no_grad():
-        ids, positions = torch.tensor([form.ids]), torch.tensor([form.positions])
-        return reference(ids, attention_mask=mask, position_ids=positions).logits[0]
+from pasta_ray.lang import TagMap, layout
+from tests.engine.conftest import layout_logits, prompt, random_document
 
 
 def test_random_documents(engine: Engine, reference: PreTrainedModel, tags: TagMap) -> None:

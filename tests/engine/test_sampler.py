@@ -5,8 +5,7 @@ import torch
 from pasta_ray.engine import Engine
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.engine.sampler import SampleRow, sample, uniform
-from tests.engine.conftest import prompt
-from tests.engine.test_decode import decode
+from tests.engine.conftest import decode, prompt
 
 
 def row(index: int = 0, *, mask: int | None = None, **settings: float) -> SampleRow:
@@ -14,7 +13,7 @@ def row(index: int = 0, *, mask: int | None = None, **settings: float) -> Sample
 
 
 def test_uniform_is_a_function_of_its_arguments() -> None:
-    """Guards replay after a failure: the same seed, path and index draw the same in every process, and others differ."""
+    """Guards replay after a failure: the same seed, path and index always draw the same, and others differ."""
     assert uniform(1, "0.3", 7) == 0.23906198547097157
     draws = [uniform(seed, path, index) for seed in range(10) for path in ("0", "0.1") for index in range(50)]
     assert len(set(draws)) == len(draws)
