@@ -6,7 +6,7 @@ On CPU ``F.linear`` wastes most of the machine for one to sixteen rows; oneDNN w
 from typing import Protocol, cast
 
 import torch
-import torch.nn.functional as F  # noqa: N812 (torch's own name)
+import torch.nn.functional as F
 
 ROWS_HINT = 8  # rows of a typical decode step, which oneDNN lays the weights out for
 
