@@ -12,6 +12,7 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_worker_niceness": "0",  # at 15, actors of a test starve beside any other busy process
 }.items():
     os.environ.setdefault(name, value)
 sys.path.insert(0, str(Path(__file__).parent.parent))

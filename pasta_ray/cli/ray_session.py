@@ -1,6 +1,7 @@
 """Ray for a command: the cluster that is there, or one of our own for as long as the command runs."""
 
 import logging
+import os
 
 from pasta_ray.errors import ReplicaError
 
@@ -11,6 +12,7 @@ def connect(address: str | None = None) -> None:
 
     if ray.is_initialized():
         return
+    os.environ.setdefault("RAY_worker_niceness", "0")  # else replicas yield to every other process of the machine
     try:
         ray.init(address=address, include_dashboard=None if address else False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -73,8 +73,8 @@ def test_the_event_loop_stays_responsive_during_a_long_step() -> None:
     """Guards against a step on the event loop, which would fail health checks of a busy replica (Ray issue 54070)."""
 
     async def scenario() -> float:
-        loop = DecodeLoop(MakeFakeDecoder(step_s=0.5))
-        answer = asyncio.create_task(read(loop, ask("a b")))
+        loop = DecodeLoop(MakeFakeDecoder(step_s=1.0))
+        answer = asyncio.create_task(read(loop, ask("a")))
         await asyncio.sleep(0.1)
         started = time.perf_counter()
         loop.check()
@@ -84,7 +84,7 @@ def test_the_event_loop_stays_responsive_during_a_long_step() -> None:
         await answer
         return waited_s
 
-    assert asyncio.run(scenario()) < 0.2
+    assert asyncio.run(scenario()) < 0.5
 
 
 @pytest.mark.parametrize("how", ["close", "task", "cancel"])
