@@ -2,7 +2,7 @@
 
 
 class PastaError(Exception):
-    """Base of every error that PASTA-Ray raises on purpose. Its text says what was wrong, where, and what is allowed."""
+    """Base of every error raised on purpose. Its text says what was wrong, where, and what is allowed."""
 
     http_status = 500
 
