@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import logging
 
 from pasta_ray.engine.config import DEFAULT_MODEL, EngineConfig
 from pasta_ray.engine.gguf import convert_gguf, fetch_default_model
@@ -121,7 +122,8 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
     path = adapter / "adapter_model.safetensors"
     _check_adapter(adapter / "adapter_config.json", path)
-    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with _no_progress_bar():
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with _as_model_error(path), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 deprecates; and it only warns of keys that it misses,
         # which is an error below.
@@ -149,6 +151,18 @@ def _check_adapter(config_path: Path, weights_path: Path) -> None:
     if embeddings or settings.get("modules_to_save"):
         what = ", ".join(sorted(embeddings)) or "modules_to_save"
         raise ModelError(f"{config_path}: trains {what}; supported: LoRA on a block's linears, and {ROWS_FILE}")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """A bar for what takes a second would stand in the middle of an answer's output."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -84,6 +84,10 @@ class Promise:
         if not all(isinstance(node, Text) for node in self.body):
             raise DocumentError(f"promise {self.topic!r}: version 1 allows no promise or sync inside a body")
 
+    def text(self) -> str:
+        """What the reader sees of the body."""
+        return _text(self.body)
+
 
 Node = Text | Promise | Sync
 
@@ -122,7 +126,7 @@ class Document:
         for node in self.nodes:
             if isinstance(node, Promise):
                 tag = f'<promise topic="{node.topic}" tokens="{node.num_tokens}"/>'
-                parts.append(f"{tag}<async>{escape(_text(node.body), before_tag=True)}</async>")
+                parts.append(f"{tag}<async>{escape(node.text(), before_tag=True)}</async>")
             elif isinstance(node, Sync):
                 parts.append("<sync/>")
             else:
@@ -139,7 +143,7 @@ class Document:
         for node in self.nodes:
             if isinstance(node, Promise):
                 path.main(promise_tokens(node))
-                path.fork(count_tokens(_text(node.body)) + 2)
+                path.fork(count_tokens(node.text()) + 2)
             elif isinstance(node, Sync):
                 path.main(1)
                 path.sync()
@@ -198,7 +202,7 @@ def _normal(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
 
 def _text(nodes: tuple[Node, ...]) -> str:
     return "".join(
-        node.text if isinstance(node, Text) else _text(node.body) if isinstance(node, Promise) else "" for node in nodes
+        node.text if isinstance(node, Text) else node.text() if isinstance(node, Promise) else "" for node in nodes
     )
 
 

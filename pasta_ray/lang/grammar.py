@@ -12,6 +12,7 @@ from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORB
 from pasta_ray.lang.tags import TagMap
 
 MAX_COUNT_DIGITS = 3
+MAX_TOPIC_TOKENS = 12  # a topic of this many tokens takes no more
 MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
 MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
 
@@ -120,6 +121,7 @@ class MainGrammar:
     num_unsynced: int = 0
     phase: Phase = Phase.MAIN
     _topic: str = field(default="", repr=False)
+    _num_topic_tokens: int = 0
     _num_digits: int = 0
 
     @property
@@ -134,7 +136,7 @@ class MainGrammar:
     def advance(self, token: int) -> None:
         """Move on by a token that the mask allowed."""
         if token == self.tags.promise:
-            self.phase, self._topic = Phase.TOPIC_START, ""
+            self.phase, self._topic, self._num_topic_tokens = Phase.TOPIC_START, "", 0
         elif token == self.tags.tokens:
             self.phase, self._num_digits = Phase.COUNT_START, 0
         elif token == self.tags.promise_end:
@@ -146,6 +148,7 @@ class MainGrammar:
             self.phase = Phase.MAIN
         elif self.phase in (Phase.TOPIC_START, Phase.TOPIC, Phase.TOPIC_LAST_WORD):
             self._topic += self.token_text(token)
+            self._num_topic_tokens += 1
             self.phase = self._topic_phase()
         elif self.phase in (Phase.COUNT_START, Phase.COUNT, Phase.COUNT_LAST_DIGIT):
             self._num_digits += len(self.token_text(token))
@@ -153,7 +156,7 @@ class MainGrammar:
             self.phase = (Phase.COUNT_END, Phase.COUNT_LAST_DIGIT, Phase.COUNT)[left]
 
     def _topic_phase(self) -> Phase:
-        if len(self._topic) >= MAX_TOPIC_GROWTH:
+        if len(self._topic) >= MAX_TOPIC_GROWTH or self._num_topic_tokens >= MAX_TOPIC_TOKENS:
             return Phase.TOPIC_END
         last_word = self._topic.count(" ") >= MAX_TOPIC_WORDS - 1
         return Phase.TOPIC_LAST_WORD if last_word else Phase.TOPIC

@@ -83,7 +83,7 @@ def encode_document(
     nodes: list[TokenNode] = []
     for node in document.nodes:
         if isinstance(node, Promise):
-            content = tokenizer.encode("".join(part.text for part in node.body if isinstance(part, Text)))
+            content = tokenizer.encode(node.text())
             body = (tags.async_, *content, tags.async_end)
             num_tokens = predicted_tokens(len(body)) if exact else node.num_tokens
             nodes.append(TokenPromise(_encode_head(node.topic, num_tokens, tokenizer, tags), num_tokens, body))

@@ -1,6 +1,7 @@
 """Instruction/answer pairs to documents: choose what is worth learning from, annotate it, count what is dropped."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from pasta_ray.lang.document import Node
 from pasta_ray.train.annotators.syntax import LEVELS, Level, annotate
 
 LOOP_WORDS = 6
+_NUMBERED = re.compile(r"\s*\W*\d+[.)]")
 
 
 class Pair(BaseModel):
@@ -89,7 +91,8 @@ def annotate_pairs(
 
 
 def _choose(pair: Pair, count_tokens: Callable[[str], int], selection: Selection) -> tuple[Document, str | None]:
-    """The document of a pair, and why it is not fit, if it is not."""
+    """The document of a pair, and why it is not fit, if it is not. Topics repeat where two are equal, or half of
+    them begin with words that others begin with."""
     answer = pair.output.strip()
     document = Document((Text(answer),))
     reason = _unfit(pair, answer, count_tokens, selection)
@@ -102,7 +105,9 @@ def _choose(pair: Pair, count_tokens: Callable[[str], int], selection: Selection
             return document, "cut off"
     document = _first_parts(document, selection.max_promises)
     topics = [promise.topic.lower() for promise in document.promises]
-    if len(set(topics)) < len(topics):
+    if any(promise.topic[0].isdigit() or _NUMBERED.match(promise.text()) for promise in document.promises):
+        return document, "numbered twice"  # "1. 1. First": a model that learns it counts for ever
+    if len(set(topics)) < len(topics) or 2 * len({topic.split()[0] for topic in topics}) <= len(topics) > 1:
         return document, "repeats a topic"
     if selection.only_promising and not topics:
         return document, "no promise"

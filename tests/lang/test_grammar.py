@@ -8,6 +8,7 @@ from pasta_ray.lang import TagMap, TokenFormError, decode_document, parse, read_
 from pasta_ray.lang.grammar import (
     ALLOWS,
     DIGITS_LEFT,
+    MAX_TOPIC_TOKENS,
     BodyGrammar,
     Kind,
     MainGrammar,
@@ -106,6 +107,16 @@ def test_limits_mask_the_promise() -> None:
     assert TAGS.promise in allowed(main.mask_row)
     main.num_promises = 2
     assert TAGS.promise not in allowed(main.mask_row)
+
+
+def test_a_topic_ends() -> None:
+    """Guards against a small model that counts for ever inside a topic."""
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1)
+    main.advance(TAGS.promise)
+    for _ in range(MAX_TOPIC_TOKENS):
+        assert 0 in allowed(main.mask_row)
+        main.advance(0)
+    assert allowed(main.mask_row) == [TAGS.tokens]
 
 
 def test_a_body_is_closed_at_its_budget() -> None:

@@ -9,11 +9,12 @@ from pasta_ray.errors import InputError
 from pasta_ray.lang import parse
 from pasta_ray.train.annotate import Annotated, Pair, Selection, annotate_pairs, read_pairs, repetition
 
+NAMES = ["", "Apples", "Bread", "Cheese", "Dates", "Eggs", "Figs"]
 ITEM = "a part that is long enough to be worth a promise of its own, with quite a few words in it, number"
 
 
 def answer(num_items: int) -> str:
-    return "\n".join(f"{i}. Item {i}: {ITEM} {i}" for i in range(1, num_items + 1))
+    return "\n".join(f"{i}. {NAMES[i]}: {ITEM} {i}" for i in range(1, num_items + 1))
 
 
 def run(*pairs: Pair, **selection: object) -> tuple[list[dict[str, str]], Annotated]:
@@ -39,9 +40,11 @@ def test_long_lists_end_and_topics_differ() -> None:
     """Guards against teaching a small model to go on for ever, or to promise the same thing twice."""
     (record,), _ = run(pair(answer(6)), max_promises=4)
     assert parse(record["document"]).text() == answer(4)
-    records, counts = run(pair(answer(3).replace("Item 2", "Item 1")))
+    alike = pair(answer(4).replace("Bread", "Apples again").replace("Dates", "Cheese again"))
+    counted = pair(answer(3).replace("2. Bread", "2. 2. Bread"))
+    records, counts = run(alike, counted)
     assert not records
-    assert counts.dropped == {"repeats a topic": 1}
+    assert counts.dropped == {"repeats a topic": 1, "numbered twice": 1}
 
 
 def test_every_drop_has_a_reason() -> None:
