@@ -157,12 +157,12 @@ def _check_adapter(config_path: Path, weights_path: Path) -> None:
 def _no_progress_bar() -> Iterator[None]:
     """A bar for what takes a second would stand in the middle of an answer's output."""
     shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types for these two
     try:
         yield
     finally:
         if shown:
-            logging.enable_progress_bar()
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 @contextmanager
