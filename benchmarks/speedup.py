@@ -156,7 +156,8 @@ def main() -> None:
         finished = [
             pair for pair in pairs if all(r.finish_reason == "stop" and repetition(r.text) <= 0.5 for r in pair)
         ]
-        result["speed_of_finished_without_loops"] = compare(finished)
+        if finished:
+            result["speed_of_finished_without_loops"] = compare(finished)
     result["structure"] = structure(reports)
     print(json.dumps(result, indent=2))
     args.out.write_text(json.dumps(result | {"reports": [asdict(r) for r in reports]}, indent=1), encoding="utf-8")

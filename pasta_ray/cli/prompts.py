@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from pasta_ray.engine.messages import Report
 
 
+REPORT_START = '{"id": '
+
+
 @dataclass(frozen=True)
 class Prompt:
     id: str
@@ -41,19 +44,23 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_done(path: Path) -> set[str]:
-    """Ids that are answered already. A last line that was cut off by a crash is removed, and so answered again."""
+    """Ids that are answered already. A last line that a crash has cut off is removed, and so answered again; any other
+    line that is no report is an InputError, and the file stays as it is."""
     if not path.exists():
         return set()
     done: set[str] = set()
-    data = path.read_bytes()
-    kept = data[: data.rfind(b"\n") + 1]
-    for number, line in enumerate(kept.splitlines(), 1):
+    lines = _lines(path)
+    whole = lines[:-1]  # behind the last newline there is nothing, or what a crash has left
+    for number, line in enumerate(whole, 1):
         try:
             done.add(json.loads(line)["id"])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}, line {number}: not an answer of an earlier run: {error}") from error
-    if kept != data:
-        path.write_bytes(kept)
+    rest = lines[-1]
+    if rest and not rest.startswith(REPORT_START):
+        raise InputError(f"{path}, line {len(lines)}: not an answer of an earlier run; choose another file")
+    if rest:
+        path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     return done
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from pasta_ray.errors import InputError
+
 train_app = typer.Typer(help="Teach a model to keep its promises.", no_args_is_help=True)
 
 
@@ -48,6 +50,8 @@ def annotate(
     from pasta_ray.train.annotate import Selection, annotate_pairs, read_pairs
 
     assert annotator is Annotator.syntax
+    if out.resolve() in [path.resolve() for path in answers]:
+        raise InputError(f"--out {out}: is one of the answers' files, which it would overwrite")
     tokenizer = Tokenizer.load(resolve_model(EngineConfig(model=model)), None)
     selection = Selection(
         max_tokens=max_tokens, only_promising=only_promising, levels=tuple(item.value for item in level or Level)
@@ -55,9 +59,11 @@ def annotate(
     counts = Counts()
     pairs = [pair for path in answers for pair in read_pairs(path)]
     progress = track(pairs, "annotating", console=Console(stderr=True))
-    with out.open("w", encoding="utf-8") as lines:
-        for record in annotate_pairs(progress, lambda text: len(tokenizer.encode(text)), selection, counts):
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    records = list(annotate_pairs(progress, lambda text: len(tokenizer.encode(text)), selection, counts))
+    try:
+        out.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}") from error
     summary = vars(counts) | {"dropped": dict(counts.dropped)}
     if as_json:
         typer.echo(json.dumps(summary))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import torch
@@ -86,6 +87,13 @@ def _check_sha256(path: Path, wanted: str) -> None:
 def _convert(gguf: Path, folder: Path, temp: Path) -> None:
     """Dequantise into ``temp``, then move the whole into place: ``folder`` exists only complete."""
     made = temp / "converted"
+    with redirect_stdout(sys.stderr):  # libraries that are loaded on the way greet on standard output
+        _dequantise(gguf, made)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(folder)
+
+
+def _dequantise(gguf: Path, made: Path) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
@@ -100,5 +108,3 @@ def _convert(gguf: Path, folder: Path, temp: Path) -> None:
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(made)
     tokenizer.save_pretrained(made)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    made.replace(folder)

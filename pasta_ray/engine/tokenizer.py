@@ -52,6 +52,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Plain text only: the name of a special token or a tag in it is letters like any others."""
+        _check_unicode(text)
         ids = self._backend.encode(text, add_special_tokens=False, split_special_tokens=True)
         return cast(list[int], ids)
 
@@ -76,6 +77,8 @@ class Tokenizer:
         """
         if not self._backend.chat_template:
             raise InputError("the model has no chat template; send plain text to a completion instead")
+        for message in messages:
+            _check_unicode("".join(message.values()))
         quoted: list[str] = []
         safe = [{key: self._quote(value, quoted) for key, value in message.items()} for message in messages]
         try:
@@ -108,6 +111,14 @@ class Tokenizer:
                 ids.append(self._backend.convert_tokens_to_ids(match.group()))
                 start = match.end()
         return ids
+
+
+def _check_unicode(text: str) -> None:
+    """A lone surrogate, which JSON can smuggle in, is no character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from None
 
 
 def _stop_ids(folder: Path, backend: Any) -> tuple[int, ...]:

@@ -16,7 +16,6 @@ TOPIC_FORBIDDEN = re.compile(r'["<>\\\x00-\x1f\x7f\u0085\u2028\u2029]')
 # A backslash before a tag makes it text; backslashes that stand directly before a tag are doubled.
 TAG_OPENING = r"</?(?:promise|async|sync)[ \t\r\n/>]"
 _LITERAL_TAG = re.compile(rf"(?<!\\)(\\*)(?={TAG_OPENING})")
-_TRAILING_BACKSLASHES = re.compile(r"(\\+)\Z")
 
 
 class DocumentError(PastaError):
@@ -181,7 +180,7 @@ class CriticalPath:
 def escape(text: str, *, before_tag: bool) -> str:
     """Text as it stands in the text form. ``before_tag``: a tag follows it directly."""
     if before_tag:
-        text = _TRAILING_BACKSLASHES.sub(r"\1\1", text)
+        text += "\\" * (len(text) - len(text.rstrip("\\")))
     return _LITERAL_TAG.sub(r"\1\1\\", text)
 
 

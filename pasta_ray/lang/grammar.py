@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 
-from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.document import COUNT_UNIT, MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
 from pasta_ray.lang.tags import TagMap
 
 MAX_COUNT_DIGITS = 3
+MAX_DECODED_COUNT = 99  # of tens of tokens: a body that a model promises takes no more than two digits
 MAX_TOPIC_TOKENS = 12  # a topic of this many tokens takes no more
 MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
 MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
@@ -45,7 +46,6 @@ class Phase(IntEnum):
     TOPIC_LAST_WORD = auto()
     TOPIC_END = auto()
     COUNT_START = auto()
-    COUNT = auto()
     COUNT_LAST_DIGIT = auto()
     COUNT_END = auto()
     BODY_START = auto()
@@ -63,7 +63,6 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.TOPIC_LAST_WORD: frozenset({Kind.PIECE, Kind.TOKENS}),
     Phase.TOPIC_END: frozenset({Kind.TOKENS}),
     Phase.COUNT_START: frozenset({Kind.FIRST_DIGITS}),
-    Phase.COUNT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_LAST_DIGIT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_END: frozenset({Kind.PROMISE_END}),
     Phase.BODY_START: frozenset({Kind.CONTENT}),
@@ -71,7 +70,7 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.BODY_END: frozenset({Kind.ASYNC_END}),
 }
 # The most digits that one token may have where digits are allowed.
-DIGITS_LEFT = {Phase.COUNT_START: 3, Phase.COUNT: 2, Phase.COUNT_LAST_DIGIT: 1}
+DIGITS_LEFT = {Phase.COUNT_START: 2, Phase.COUNT_LAST_DIGIT: 1}
 
 
 def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
@@ -109,13 +108,15 @@ class PlainGrammar:
 class MainGrammar:
     """The main branch: text, promises, and syncs where a promise is open.
 
-    ``num_open`` is the number of bodies that are still being decoded; whoever runs the branch keeps it up to date.
+    ``num_open`` is the number of bodies that are still being decoded, ``positions_left`` how many of the model's
+    positions promises may still skip; whoever runs the branch keeps both up to date.
     """
 
     tags: TagMap
     token_text: Callable[[int], str]
     max_promises: int
     max_branches: int
+    positions_left: int
     num_open: int = 0
     num_promises: int = 0
     num_unsynced: int = 0
@@ -128,7 +129,8 @@ class MainGrammar:
     def mask_row(self) -> int:
         if self.phase not in (Phase.MAIN, Phase.MAIN_OPEN):
             return self.phase
-        may_promise = self.num_promises < self.max_promises and self.num_open < self.max_branches
+        room = self.num_open < self.max_branches and self.positions_left >= COUNT_UNIT * MAX_DECODED_COUNT
+        may_promise = self.num_promises < self.max_promises and room
         if self.num_unsynced:
             return Phase.MAIN_OPEN if may_promise else Phase.MAIN_OPEN_FULL
         return Phase.MAIN if may_promise else Phase.PLAIN
@@ -150,10 +152,9 @@ class MainGrammar:
             self._topic += self.token_text(token)
             self._num_topic_tokens += 1
             self.phase = self._topic_phase()
-        elif self.phase in (Phase.COUNT_START, Phase.COUNT, Phase.COUNT_LAST_DIGIT):
+        elif self.phase in (Phase.COUNT_START, Phase.COUNT_LAST_DIGIT):
             self._num_digits += len(self.token_text(token))
-            left = MAX_COUNT_DIGITS - self._num_digits
-            self.phase = (Phase.COUNT_END, Phase.COUNT_LAST_DIGIT, Phase.COUNT)[left]
+            self.phase = Phase.COUNT_LAST_DIGIT if self._num_digits == 1 else Phase.COUNT_END
 
     def _topic_phase(self) -> Phase:
         if len(self._topic) >= MAX_TOPIC_GROWTH or self._num_topic_tokens >= MAX_TOPIC_TOKENS:

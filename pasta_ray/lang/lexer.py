@@ -44,16 +44,16 @@ _BACKSLASHES = re.compile(r"\\*")
 _TAG = re.compile(TAG_OPENING)
 _TAG_STARTS = tuple(f"<{slash}{name}" for slash in ("", "/") for name in ("promise", "async", "sync"))
 _FIXED_TAGS: dict[str, tuple[Kind, re.Pattern[str]]] = {
-    "<async": ("<async>", re.compile(r"<async\s*>")),
-    "</async": ("</async>", re.compile(r"</async\s*>")),
-    "<sync": ("<sync/>", re.compile(r"<sync\s*/>")),
+    "<async": ("<async>", re.compile(r"<async[ \t\r\n]*>")),
+    "</async": ("</async>", re.compile(r"</async[ \t\r\n]*>")),
+    "<sync": ("<sync/>", re.compile(r"<sync[ \t\r\n]*/>")),
 }
 _PROMISE_PARTS = (
     (re.compile(r"<promise"), "<promise"),
     (re.compile(r'[ \t\r\n]+topic="'), ' topic="…"'),
     (re.compile(r'(?P<topic>[^"<>]*)"'), 'a topic and its closing "'),
     (re.compile(r'[ \t\r\n]+tokens="'), ' tokens="…"'),
-    (re.compile(r'(?P<tokens>[0-9]{1,6})"'), 'a number and its closing "'),
+    (re.compile(r'(?P<tokens>0|[1-9][0-9]{0,5})"'), 'a number and its closing "'),
     (re.compile(r"[ \t\r\n]*/>\Z"), "/>"),
 )
 

@@ -1,6 +1,5 @@
 """Instruction/answer pairs to documents: choose what is worth learning from, annotate it, count what is dropped."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from pasta_ray.errors import InputError
 from pasta_ray.lang import Document, Promise, Text
 from pasta_ray.lang.document import Node
 from pasta_ray.train.annotators.syntax import LEVELS, Level, annotate
+from pasta_ray.train.jsonl import explain, read_json_lines
 
 LOOP_WORDS = 6
 _NUMBERED = re.compile(r"\s*\W*\d+[.)]")
@@ -62,14 +62,11 @@ class Annotated:
 
 def read_pairs(path: Path) -> Iterator[Pair]:
     """Raises InputError that names file and line."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such answers file")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield Pair.model_validate(json.loads(line))
-            except (json.JSONDecodeError, ValidationError) as error:
-                raise InputError(f"{path}, line {number}: not an instruction/output pair: {error}") from error
+    for number, values in read_json_lines(path):
+        try:
+            yield Pair.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{path}, line {number}: {explain(error)}") from error
 
 
 def annotate_pairs(

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pasta_ray.errors import InputError
+from pasta_ray.train.jsonl import explain
 
 
 class SftConfig(BaseModel):
@@ -50,14 +51,15 @@ def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
     try:
         if path:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            if not isinstance(values, dict):
+                raise InputError(f"{path}: expected a mapping of fields, not a {type(values).__name__}")
         for setting in settings:
             name, equals, value = setting.partition("=")
             if not equals:
                 raise InputError(f"--set {setting}: expected FIELD=VALUE")
             values[name] = yaml.safe_load(value)
         return SftConfig.model_validate(values)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path or settings}: {error}") from error
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"{path or '--set'}: {wrong}") from error
+        raise InputError(f"{path or '--set'}: {explain(error)}") from error

@@ -1,6 +1,5 @@
 """Documents to packed batches: token ids, positions, mask and labels, all of them from ``lang``'s layout."""
 
-import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pasta_ray.lang import (
     layout,
     parse,
 )
+from pasta_ray.train.jsonl import explain, read_json_lines
 
 KINDS = ("text", "tag", "topic", "length")
 
@@ -100,14 +100,11 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     """All documents of some JSONL files. Raises InputError that names file and line."""
     records = []
     for path in paths:
-        if not path.is_file():
-            raise InputError(f"{path}: no such documents file")
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    records.append(Record.model_validate(json.loads(line)))
-                except (json.JSONDecodeError, ValidationError) as error:
-                    raise InputError(f"{path}, line {number}: not a document record: {error}") from error
+        for number, values in read_json_lines(path):
+            try:
+                records.append(Record.model_validate(values))
+            except ValidationError as error:
+                raise InputError(f"{path}, line {number}: {explain(error)}") from error
     return records
 
 

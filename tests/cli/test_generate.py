@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from pasta_ray.cli import answering, main
+from pasta_ray.cli.prompts import read_done
+from pasta_ray.errors import InputError
 from tests.fakes import FakeDecoder, FakeTokenizer
 
 Run = Callable[..., int]
@@ -133,3 +135,18 @@ def test_an_error_in_a_file_of_prompts_names_the_prompt_and_keeps_the_answers(
 def test_a_replica_answers_as_this_process_does(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("hello fork world", "--no-in-process") == 0
     assert capsys.readouterr().out == "hello one two three world \n"
+
+
+def test_a_file_that_is_no_answers_file_stays_as_it_is(tmp_path: Path) -> None:
+    """Guards somebody's notes, named by mistake as --out, and the whole lines of a run that a crash has cut off."""
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my precious notes without newline", encoding="utf-8")
+    with pytest.raises(InputError, match="not an answer of an earlier run"):
+        read_done(notes)
+    assert notes.read_text(encoding="utf-8") == "my precious notes without newline"
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": "a"}\n{"id": "b", "te', encoding="utf-8")
+    assert read_done(answers) == {"a"}
+    assert answers.read_text(encoding="utf-8") == '{"id": "a"}\n'
+    with pytest.raises(InputError, match="directory"):
+        read_done(tmp_path)

@@ -123,3 +123,11 @@ def test_errors(tmp_path: Path, tokenizer: Tokenizer) -> None:
         tokenizer.encode_chat([{"role": "user"}])
     with pytest.raises(ModelError, match="no tokenizer"):
         Tokenizer.load(tmp_path, None)
+
+
+def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer) -> None:
+    """Guards against JSON's "\\ud800", which no tokenizer can encode, ending as a server's fault."""
+    with pytest.raises(InputError, match="valid Unicode"):
+        tokenizer.encode("\ud800 hi")
+    with pytest.raises(InputError, match="valid Unicode"):
+        tokenizer.encode_chat(user("\ud800 hi"))

@@ -50,7 +50,7 @@ def allowed(phase: int) -> list[int]:
 
 def write_randomly(rng: random.Random, num_main: int) -> list[int]:
     """A random answer in linear token form, tags preferred, every token chosen among the allowed ones."""
-    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=4, max_branches=3)
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=4, max_branches=3, positions_left=5000)
     ids: list[int] = []
     for _ in range(num_main):
         choices = allowed(main.mask_row)
@@ -95,7 +95,7 @@ def test_without_the_masks_the_same_writer_breaks_the_grammar() -> None:
 
 def test_limits_mask_the_promise() -> None:
     """Guards against more promises, or more open bodies, than a request allows."""
-    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1)
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1, positions_left=2000)
     assert TAGS.promise in allowed(main.mask_row)
     for token in (TAGS.promise, 0, TAGS.tokens, 9, TAGS.promise_end):
         assert token in allowed(main.mask_row)
@@ -105,13 +105,16 @@ def test_limits_mask_the_promise() -> None:
     assert TAGS.sync in allowed(main.mask_row)
     main.num_open = 0
     assert TAGS.promise in allowed(main.mask_row)
+    main.positions_left = 980
+    assert TAGS.promise not in allowed(main.mask_row), "the longest promise would leave the model's positions"
+    main.positions_left = 2000
     main.num_promises = 2
     assert TAGS.promise not in allowed(main.mask_row)
 
 
 def test_a_topic_ends() -> None:
     """Guards against a small model that counts for ever inside a topic."""
-    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1)
+    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=2, max_branches=1, positions_left=2000)
     main.advance(TAGS.promise)
     for _ in range(MAX_TOPIC_TOKENS):
         assert 0 in allowed(main.mask_row)

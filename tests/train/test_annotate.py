@@ -88,5 +88,5 @@ def test_a_bad_line_is_named(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "1", "instruction": "i", "output": "o"}) + "\n{}\n", encoding="utf-8")
     with pytest.raises(InputError, match=r"pairs\.jsonl, line 2"):
         list(read_pairs(path))
-    with pytest.raises(InputError, match="no such"):
+    with pytest.raises(InputError, match="No such file"):
         list(read_pairs(tmp_path / "none"))

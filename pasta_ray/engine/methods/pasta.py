@@ -25,8 +25,9 @@ class PastaRun(Run):
         if engine.tags is None:
             raise InputError("this model knows no tag tokens, so method 'pasta' cannot run; use 'sequential'")
         self._tags = engine.tags
+        room = engine.max_positions - len(request.prompt_ids) - request.max_tokens
         self._grammar = MainGrammar(
-            engine.tags, engine.tokenizer.token_text, request.max_promises, request.max_branches
+            engine.tags, engine.tokenizer.token_text, request.max_promises, request.max_branches, positions_left=room
         )
         self._head: list[int] = []
         self._unsynced: list[Track] = []
@@ -63,6 +64,7 @@ class PastaRun(Run):
         topic, tokens_predicted = read_head(head, self.engine.tokenizer, self._tags)
         grammar = BodyGrammar(body_budget(tokens_predicted))
         self._grammar.num_open += 1
+        self._grammar.positions_left -= tokens_predicted + len(head)
         path = f"{self.main.path}.{self._grammar.num_promises}"
         branch = self.engine.fork(
             self.main.branch,
