@@ -60,7 +60,11 @@ def answer_one(config: EngineConfig, options: Options, prompt: Prompt, in_proces
 def answer_all(
     config: EngineConfig, options: Options, prompts: Sequence[Prompt], in_process: bool, batch: int, out: Path | None
 ) -> None:
-    """Write one report a line, as answers end, to ``out`` or standard output; ``batch`` prompts at the same time."""
+    """Write one report a line, as answers end, to ``out`` or standard output; ``batch`` prompts at the same time.
+
+    A prompt that is refused stops none of the others: InputError names it at the end.
+    """
+    refused: list[str] = []
 
     async def run() -> None:
         async with _source(config, in_process) as (source, tokenizer):
@@ -72,8 +76,9 @@ def answer_all(
                         try:
                             report = await _answer(source, options.request(prompt, tokenizer), _ignore)
                         except InputError as error:
-                            raise InputError(f"prompt {prompt.id!r}: {error}") from error
-                        print(answer_line(report), file=file, flush=True)
+                            refused.append(f"prompt {prompt.id!r}: {error}")
+                        else:
+                            print(answer_line(report), file=file, flush=True)
                         advance()
 
                 async with asyncio.TaskGroup() as group:
@@ -85,6 +90,9 @@ def answer_all(
     except* PastaError as errors:
         first = errors.exceptions[0]
         raise first from None
+    if refused:
+        more = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
+        raise InputError(f"{refused[0]}{more}")
 
 
 async def _answer(source: Source, request: Request, show: Callable[[str], None]) -> Report:
