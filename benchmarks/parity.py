@@ -73,6 +73,8 @@ def merged_model(config: EngineConfig) -> PreTrainedModel:
     """Base, adapter and tag rows in transformers."""
     checkpoint = load_checkpoint(config)
     tensors = checkpoint.take_tensors()
+    if checkpoint.config.tie_word_embeddings:
+        tensors.pop("lm_head.weight", None)  # the base's own, without the tags' rows
     checkpoint.config.vocab_size = tensors["model.embed_tokens.weight"].shape[0]
     model = LlamaForCausalLM(checkpoint.config)
     model.load_state_dict(tensors, strict=False)
