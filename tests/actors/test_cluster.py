@@ -28,7 +28,8 @@ def cluster() -> Cluster:
 
 def run(cluster: Cluster, scenario: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     async def ready() -> Any:
-        await cluster.wait_ready(60)
+        while any(replica.state != "ready" for replica in (await cluster.health()).replicas):
+            await asyncio.sleep(0.1)
         return await scenario()
 
     return asyncio.run(ready())
@@ -45,7 +46,7 @@ def text(answer: list[Events]) -> str:
 
 
 async def idle(cluster: Cluster) -> None:
-    for _ in range(100):
+    for _ in range(500):
         stats = await cluster.stats()
         if not any(s.num_slots or s.num_branches or s.num_requests for s in stats):
             return
