@@ -61,8 +61,10 @@ class Branch:
         self.slab.visible_BS[self.row, slots.start : slots.stop] = True
         self.tokens.extend(ids)
         self.slots.extend(slots)
-        self.positions.extend(range(self.next_position, self.next_position + len(ids)))
-        self.next_position += len(ids)
+        positions = range(self.next_position, self.next_position + len(ids))
+        self.slab.positions_S[slots.start : slots.stop] = positions
+        self.positions.extend(positions)
+        self.next_position = positions.stop
 
     def drop_pending(self) -> None:
         """Forget the pending tokens: no branch will ever see them."""

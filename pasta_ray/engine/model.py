@@ -20,14 +20,15 @@ SUPPORTED = ("LlamaForCausalLM",)
 
 @dataclass(frozen=True)
 class RequestRows:
-    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes, ``mask``
-    (additive, [Q, S] with query heads outermost) what they see of its slots ``[0, S)``."""
+    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes. ``masks`` (additive,
+    (additive, [Q, S] with query heads outermost) are what they see of its slots ``[0, S)``, one for each sliding window that the
+    model's layers have, under None where a layer has none."""
 
     slab: Slab
     start: int
     stop: int
     slots: slice | torch.Tensor
-    mask: torch.Tensor
+    masks: Mapping[int | None, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class LlamaModel:
         self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self.norm_eps: float = config.rms_norm_eps
         self.max_positions: int = config.max_position_embeddings
+        self.windows: tuple[int | None, ...] = (None,)
         exponents_D = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
         self.inverse_frequency_D = 1.0 / (config.rope_parameters["rope_theta"] ** exponents_D)
         load = _Weights(tensors, dtype, device)
@@ -118,8 +120,8 @@ class LlamaModel:
         v_HTD = qkv_TND[:, num_heads + num_kv_heads :].transpose(0, 1)
         attended = []
         for request in requests:
-            rows, mask_QS = slice(request.start, request.stop), request.mask
-            k_HSD, v_HSD = request.slab.k_LHSD[index], request.slab.v_LHSD[index]
+            rows, mask_QS = slice(request.start, request.stop), request.masks[None]
+            k_HSD, v_HSD = request.slab.keys[index], request.slab.values[index]
             k_HSD[:, request.slots] = k_HTD[:, rows]
             v_HSD[:, request.slots] = v_HTD[:, rows]
             seen = slice(0, mask_QS.shape[1])

@@ -4,6 +4,7 @@ Axes as in :mod:`pasta_ray.engine.model`.
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from pasta_ray.engine.model import LlamaModel, RequestRows
@@ -32,7 +33,8 @@ class Runner:
                 slots += branch.slots[fed]
                 logit_rows += range(len(ids) - feed.num_logits, len(ids))
             slab = feeds[0].branch.slab
-            requests.append(RequestRows(slab, start, len(ids), self._slot_index(slots), self._mask(feeds)))
+            masks = self._masks(feeds, np.array(positions[start:]))
+            requests.append(RequestRows(slab, start, len(ids), self._slot_index(slots), masks))
         return self.model.forward(self._tensor(ids), self._tensor(positions), requests, self._tensor(logit_rows))
 
     def _slot_index(self, slots: list[int]) -> slice | torch.Tensor:
@@ -41,8 +43,21 @@ class Runner:
             return slice(slots[0], slots[0] + len(slots))
         return self._tensor(slots)
 
-    def _mask(self, feeds: RequestFeeds) -> torch.Tensor:
-        """Additive [Q, S]: each token sees its branch's row without the tokens that come later in the branch."""
+    def _masks(self, feeds: RequestFeeds, positions_T: npt.NDArray[np.int64]) -> dict[int | None, torch.Tensor]:
+        """Additive [Q, S], one for each window: a token sees nothing that stands ``window`` or more before it."""
+        visible_TS = self._visible(feeds)
+        distance_TS = positions_T[:, None] - feeds[0].branch.slab.positions_S[: visible_TS.shape[1]]
+        masks = {}
+        for window in self.model.windows:
+            seen_TS = visible_TS if window is None else visible_TS & (distance_TS < window)
+            mask_TS = torch.zeros(seen_TS.shape, dtype=self.model.kv_shape.dtype)
+            mask_TS.masked_fill_(torch.from_numpy(~seen_TS), float("-inf"))
+            num_groups = self.model.num_heads // self.model.num_kv_heads
+            masks[window] = mask_TS.to(self.model.kv_shape.device).repeat(num_groups, 1)
+        return masks
+
+    def _visible(self, feeds: RequestFeeds) -> npt.NDArray[np.bool_]:
+        """Bool [T, S]: each token sees its branch's row without the tokens that come later in the branch."""
         slab = feeds[0].branch.slab
         rows = np.repeat([feed.branch.row for feed in feeds], [feed.num_tokens for feed in feeds])
         visible_TS = slab.visible_BS[rows, : slab.num_slots]
@@ -54,10 +69,7 @@ class Runner:
                 visible_TS[start:stop, own] = np.tri(feed.num_tokens, len(own), dtype=np.bool_)
             start = stop
         num_seen = int(np.flatnonzero(visible_TS.any(axis=0))[-1]) + 1
-        shape = self.model.kv_shape
-        mask_TS = torch.zeros((len(visible_TS), num_seen), dtype=shape.dtype)
-        mask_TS.masked_fill_(torch.from_numpy(~visible_TS[:, :num_seen]), float("-inf"))
-        return mask_TS.to(shape.device).repeat(self.model.num_heads // self.model.num_kv_heads, 1)
+        return visible_TS[:, :num_seen]
 
     def _tensor(self, values: list[int]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.model.kv_shape.device)

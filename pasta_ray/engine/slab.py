@@ -1,6 +1,6 @@
 """The KV cache of one request: slots in time order, shared by all its branches, never copied by fork or join.
 
-Axes: L layer, H KV head, S slot, D head dimension, B branch.
+Axes: H KV head, S slot, D head dimension, B branch.
 """
 
 from dataclasses import dataclass
@@ -25,14 +25,16 @@ class KVShape:
 
 class Slab:
     """Slots ``[0, num_slots)`` are assigned, ``[num_slots, capacity)`` free; a slot stays its token's until the request
-    ends. ``visible_BS[row]`` says which slots the branch of that row sees."""
+    ends. ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their tokens stand.
+    ``keys`` and ``values`` hold one [H, S, D] tensor a layer: growing one needs room for one more, not for all."""
 
     def __init__(self, shape: KVShape, capacity: int = FIRST_CAPACITY) -> None:
         self.shape = shape
         self.num_slots = 0
         self.num_branches = 0
-        self.k_LHSD = self._empty(capacity)
-        self.v_LHSD = self._empty(capacity)
+        self.keys = [self._empty(capacity) for _ in range(shape.num_layers)]
+        self.values = [self._empty(capacity) for _ in range(shape.num_layers)]
+        self.positions_S = np.zeros(capacity, dtype=np.int64)
         self.visible_BS = np.zeros((FIRST_BRANCHES, capacity), dtype=np.bool_)
 
     @property
@@ -70,10 +72,11 @@ class Slab:
         while capacity < num_slots:
             capacity *= 2
         used = self.num_slots
-        for name in ("k_LHSD", "v_LHSD"):
-            old_LHSD, new_LHSD = getattr(self, name), self._empty(capacity)
-            new_LHSD[:, :, :used] = old_LHSD[:, :, :used]
-            setattr(self, name, new_LHSD)
+        for tensors in (self.keys, self.values):
+            for layer, old_HSD in enumerate(tensors):
+                tensors[layer] = self._empty(capacity)
+                tensors[layer][:, :used] = old_HSD[:, :used]
+        self.positions_S = np.concatenate((self.positions_S, np.zeros(capacity - self.capacity, dtype=np.int64)))
         visible_BS = np.zeros((len(self.visible_BS), capacity), dtype=np.bool_)
         visible_BS[:, :used] = self.visible_BS[:, :used]
         self.visible_BS = visible_BS
@@ -81,5 +84,5 @@ class Slab:
     def _empty(self, capacity: int) -> torch.Tensor:
         """Zeros, not uninitialised memory: a masked slot's weight is 0, and 0 times NaN is NaN."""
         shape = self.shape
-        size = (shape.num_layers, shape.num_kv_heads, capacity, shape.head_dim)
+        size = (shape.num_kv_heads, capacity, shape.head_dim)
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
