@@ -20,9 +20,9 @@ SUPPORTED = ("LlamaForCausalLM",)
 
 @dataclass(frozen=True)
 class RequestRows:
-    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes. ``masks`` (additive,
-    (additive, [Q, S] with query heads outermost) are what they see of its slots ``[0, S)``, one for each sliding window that the
-    model's layers have, under None where a layer has none."""
+    """Rows ``[start, stop)`` of the batch belong to one request; ``slots`` are where their KV goes. ``masks``
+    (additive, [Q, S] with query heads outermost) are what they see of its slots ``[0, S)``, one for each sliding
+    window that the model's layers have, under None where a layer has none."""
 
     slab: Slab
     start: int
