@@ -12,7 +12,7 @@ import torch
 from pasta_ray.engine.branch import Branch, Constraint
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
-from pasta_ray.engine.model import LlamaModel
+from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.runner import Runner
 from pasta_ray.engine.sampler import SampleRow, sample
 from pasta_ray.engine.scheduler import Feed, RequestFeeds, Scheduler
@@ -44,7 +44,7 @@ class Engine:
         self.tags = self._checkpoint.tags
         with torch.inference_mode():
             tensors = self._checkpoint.take_tensors()
-            self.model = LlamaModel(
+            self.model = DecoderModel(
                 self._checkpoint.config, tensors, getattr(torch, config.dtype), torch.device(config.device)
             )
         self.masks: torch.Tensor | None = None

@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pasta_ray.engine.model import LlamaModel, RequestRows
+from pasta_ray.engine.model import DecoderModel, RequestRows
 from pasta_ray.engine.scheduler import RequestFeeds
 
 
 class Runner:
     """Runs one batch of several requests' tokens as one forward pass."""
 
-    def __init__(self, model: LlamaModel) -> None:
+    def __init__(self, model: DecoderModel) -> None:
         self.model = model
 
     def run(self, batch: list[RequestFeeds]) -> torch.Tensor:

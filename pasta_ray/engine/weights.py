@@ -10,15 +10,20 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging
 
+from pasta_ray.engine.architecture import check_supported
 from pasta_ray.engine.config import DEFAULT_MODEL, EngineConfig
 from pasta_ray.engine.gguf import convert_gguf, fetch_default_model
-from pasta_ray.engine.model import check_supported
 from pasta_ray.errors import ModelError
 from pasta_ray.lang.tags import TAG_FILE, TAG_NAMES, TagMap
 
@@ -59,7 +64,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
     adapter = resolve_adapter(config.adapter) if config.adapter else None
     try:
         model_config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
     check_supported(model_config)
     files = tuple(sorted(folder.glob("*.safetensors")))

@@ -127,11 +127,19 @@ def generate(reference: PreTrainedModel, ids: list[int], num_tokens: int) -> lis
     return out[0, len(ids) :].tolist()
 
 
-def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
+def layout_mask(form: Layout, window: int | None = None) -> torch.Tensor:
+    """Additive [1, 1, T, T]: what the layout shows each token, less what stands ``window`` or more before it."""
     mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
     for token, ranges in enumerate(form.visible):
         for start, end in ranges:
-            mask[0, 0, token, start:end] = 0.0
+            for seen in range(start, end):
+                if window is None or form.positions[token] - form.positions[seen] < window:
+                    mask[0, 0, token, seen] = 0.0
+    return mask
+
+
+def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
+    mask = layout_mask(form)
     with torch.no_grad():
         ids, positions = torch.tensor([form.ids]), torch.tensor([form.positions])
         return reference(ids, attention_mask=mask, position_ids=positions).logits[0]
