@@ -11,6 +11,7 @@ import torch
 
 from pasta_ray.engine.branch import Branch, Constraint
 from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
 from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.runner import Runner
@@ -44,8 +45,14 @@ class Engine:
         self.tags = self._checkpoint.tags
         with torch.inference_mode():
             tensors = self._checkpoint.take_tensors()
+            kernels = choose_kernels(config)
             self.model = DecoderModel(
-                self._checkpoint.config, tensors, getattr(torch, config.dtype), torch.device(config.device)
+                self._checkpoint.config,
+                tensors,
+                getattr(torch, config.dtype),
+                torch.device(config.device),
+                kernels.make_linear,
+                kernels.make_ops,
             )
         self.masks: torch.Tensor | None = None
         self.scheduler = Scheduler(config.prefill_chunk)

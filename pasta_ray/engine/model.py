@@ -30,7 +30,7 @@ class RequestRows:
     slab: Slab
     start: int
     stop: int
-    slots: slice | torch.Tensor
+    slots: torch.Tensor
     masks: Mapping[int | None, torch.Tensor]
 
 
@@ -141,21 +141,16 @@ class DecoderModel:
 
     def _attend(self, index: int, qkv_TND: torch.Tensor, requests: Sequence[RequestRows]) -> torch.Tensor:
         """Write the rows' keys and values into the slabs' layer ``index``, and give what the rows attend to, [T, X]."""
-        num_heads, num_kv_heads, head_dim = self.num_heads, self.num_kv_heads, qkv_TND.shape[-1]
-        q_HGTD = qkv_TND[:, :num_heads].view(len(qkv_TND), num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
-        k_HTD = qkv_TND[:, num_heads : num_heads + num_kv_heads].transpose(0, 1)
-        v_HTD = qkv_TND[:, num_heads + num_kv_heads :].transpose(0, 1)
+        window = self.layers[index].kind.window
         attended = []
         for request in requests:
-            rows, mask_QS = slice(request.start, request.stop), request.masks[self.layers[index].kind.window]
+            mask_QS, num_rows = request.masks[window], request.stop - request.start
             k_HSD, v_HSD = request.slab.keys[index], request.slab.values[index]
-            k_HSD[:, request.slots] = k_HTD[:, rows]
-            v_HSD[:, request.slots] = v_HTD[:, rows]
+            q_HQD = self.ops.scatter(qkv_TND[request.start : request.stop], request.slots, k_HSD, v_HSD)
             seen = slice(0, mask_QS.shape[1])
-            q_HQD = q_HGTD[:, :, rows].reshape(num_kv_heads, -1, head_dim)
             out_HQD = self._attention(q_HQD, k_HSD[:, seen], v_HSD[:, seen], mask_QS)
-            out_HGTD = out_HQD.view(num_kv_heads, -1, request.stop - request.start, head_dim)
-            attended.append(out_HGTD.permute(2, 0, 1, 3).reshape(request.stop - request.start, -1))
+            out_HGTD = out_HQD.view(self.num_kv_heads, -1, num_rows, self.architecture.head_dim)
+            attended.append(out_HGTD.permute(2, 0, 1, 3).reshape(num_rows, -1))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
     def _attention(

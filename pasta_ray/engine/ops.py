@@ -1,7 +1,7 @@
 """The element-wise part of a layer, behind one interface: here in torch's own operations, for every device and type.
 
 Axes: T row (token), E hidden, N head (query heads, then key heads, then value heads), D head dimension, I intermediate;
-X is all N heads' D one after the other, or gate and then up.
+X is all N heads' D one after the other, or gate and then up; H KV head, Q query rows, S slot of a request.
 """
 
 from collections.abc import Callable
@@ -41,6 +41,13 @@ class Ops(Protocol):
         """Norm the query and key heads where there are weights for that, and turn them by RoPE, Su et al. 2021
         (arXiv 2104.09864), in the half-split form: d pairs with d + D / 2, and both halves of ``cos_TD`` and of
         ``sin_TD`` are equal. Gives [T, N, D], which may share the memory of ``qkv_TX``; values stay as they are."""
+        ...
+
+    def scatter(
+        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
+    ) -> torch.Tensor:
+        """Write one request's keys and values into their slots of one layer, and give its queries, [H, Q, D]: the
+        rows of all query heads of a KV head one below the other."""
         ...
 
     def gate(self, gate_up_TX: torch.Tensor) -> torch.Tensor:
@@ -84,6 +91,15 @@ class TorchOps:
         turned_TND = torch.cat((-second_TND, first_TND), dim=-1)
         qk_TND.mul_(cos_TD[:, None]).addcmul_(turned_TND, sin_TD[:, None])
         return qkv_TND
+
+    def scatter(
+        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
+    ) -> torch.Tensor:
+        q_TND, k_TND, v_TND = torch.split(qkv_TND, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        k_HSD[:, slots_T] = k_TND.transpose(0, 1)
+        v_HSD[:, slots_T] = v_TND.transpose(0, 1)
+        q_HGTD = q_TND.view(len(q_TND), self.num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
+        return q_HGTD.reshape(self.num_kv_heads, -1, self.head_dim)
 
     def gate(self, gate_up_TX: torch.Tensor) -> torch.Tensor:
         gate_TI, up_TI = gate_up_TX.chunk(2, dim=-1)
