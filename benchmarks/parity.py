@@ -76,7 +76,7 @@ def merged_model(config: EngineConfig) -> PreTrainedModel:
     if checkpoint.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # the base's own, without the tags' rows
     checkpoint.config.vocab_size = tensors["model.embed_tokens.weight"].shape[0]
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(checkpoint.config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     return model.eval()

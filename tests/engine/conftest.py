@@ -132,9 +132,10 @@ def layout_mask(form: Layout, window: int | None = None) -> torch.Tensor:
     mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
     for token, ranges in enumerate(form.visible):
         for start, end in ranges:
-            for seen in range(start, end):
-                if window is None or form.positions[token] - form.positions[seen] < window:
-                    mask[0, 0, token, seen] = 0.0
+            mask[0, 0, token, start:end] = 0.0
+    if window is not None:
+        positions = torch.tensor(form.positions)
+        mask[0, 0, positions[:, None] - positions >= window] = torch.finfo(torch.float32).min
     return mask
 
 
