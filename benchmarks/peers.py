@@ -1,4 +1,4 @@
-"""This engine (exact and int8) beside `transformers`, llama-cpp-python and vLLM: same prompts, token counts and threads.
+"""This engine, exact and int8, beside `transformers`, llama-cpp-python and vLLM: same prompts, token counts, threads.
 
 One prompt at a time, greedy, every peer in turn for each prompt; time to the first token and tokens a second after it.
 llama.cpp and vLLM run in processes of their own, which may belong to other virtual environments. A peer that cannot
@@ -24,10 +24,17 @@ WORKERS = ("llama", "vllm")
 MAX_POSITIONS = 4096
 
 
-def serve_llama(model: str, threads: int) -> tuple[str, Callable[[list[int], int], dict[str, object]]]:
+def serve_llama(
+    model: str, threads: int, plain_buffers: bool
+) -> tuple[str, Callable[[list[int], int], dict[str, object]]]:
     """llama.cpp on a GGUF file, without reusing an earlier prompt's KV."""
     import llama_cpp
 
+    if plain_buffers:
+        bindings = llama_cpp.llama_cpp
+        params = bindings.llama_model_default_params()
+        params.use_extra_bufts = False
+        bindings.llama_model_default_params = lambda: params  # `Llama` has no argument for it
     llama = llama_cpp.Llama(model, n_ctx=MAX_POSITIONS, n_threads=threads, n_threads_batch=threads, verbose=False)
 
     def decode(ids: list[int], num_tokens: int) -> dict[str, object]:
@@ -43,7 +50,7 @@ def serve_llama(model: str, threads: int) -> tuple[str, Callable[[list[int], int
     return llama_cpp.__version__, decode
 
 
-def serve_vllm(model: str, threads: int) -> tuple[str, Callable[[list[int], int], dict[str, object]]]:
+def serve_vllm(model: str, threads: int, _: bool) -> tuple[str, Callable[[list[int], int], dict[str, object]]]:
     """vLLM's offline interface gives no time of the first token: an answer of one token is timed instead."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import vllm
@@ -65,13 +72,13 @@ def serve_vllm(model: str, threads: int) -> tuple[str, Callable[[list[int], int]
     return vllm.__version__, decode
 
 
-def work(kind: str, model: str, threads: int) -> None:
+def work(kind: str, model: str, threads: int, plain_buffers: bool) -> None:
     """A peer's process: a line of JSON for each line of JSON, the first of them its version. What the peer itself
     prints goes to standard error."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        version, decode = {"llama": serve_llama, "vllm": serve_vllm}[kind](model, threads)
+        version, decode = {"llama": serve_llama, "vllm": serve_vllm}[kind](model, threads, plain_buffers)
     except ImportError as error:
         print(json.dumps({"error": f"not installed: {error}"}), file=replies, flush=True)
         return
@@ -87,11 +94,13 @@ class PeerError(Exception):
 class Worker:
     """A peer in a process of its own, fed one request at a time."""
 
-    def __init__(self, kind: str, python: str, model: str, threads: int) -> None:
-        command = [python, __file__, "--worker", kind, "--worker-model", model, "--threads", str(threads)]
+    def __init__(self, kind: str, python: str, model: str, options: Sequence[str], log: Path) -> None:
+        self._log = log
+        command = [python, __file__, "--worker", kind, "--worker-model", model, *options]
         pipe = subprocess.PIPE
         try:
-            self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+            with log.open("w") as stderr:
+                self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
         except OSError as error:
             raise PeerError(f"{python}: {error.strerror}") from error
         hello = self._reply()
@@ -108,7 +117,8 @@ class Worker:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise PeerError(f"its process ended with status {self._process.wait()}")
+            said = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+            raise PeerError(" ".join([f"its process ended with status {self._process.wait()}", *said]))
         return json.loads(line)
 
     def close(self) -> None:
@@ -131,7 +141,7 @@ def find_gguf(given: Path | None, cache_dir: Path, temp: str) -> Path:
 
 
 def start_workers(args: argparse.Namespace, threads: int, temp: str) -> tuple[dict[str, Worker], dict[str, str]]:
-    """The peers that run, and of the others why they do not."""
+    """The peers that run, each tried on a prompt of a few tokens, and of the others why they do not."""
     from pasta_ray.engine import EngineConfig
     from pasta_ray.engine.weights import resolve_model
 
@@ -139,9 +149,12 @@ def start_workers(args: argparse.Namespace, threads: int, temp: str) -> tuple[di
     models = {"llama": lambda: find_gguf(args.gguf, config.cache_dir, temp), "vllm": lambda: resolve_model(config)}
     pythons = {"llama": args.llama_python, "vllm": args.vllm_python}
     workers, absent = {}, {}
+    options = ["--threads", str(threads), *(["--llama-plain-buffers"] if args.llama_plain_buffers else [])]
     for kind in WORKERS:
         try:
-            workers[kind] = Worker(kind, pythons[kind], str(models[kind]()), threads)
+            worker = Worker(kind, pythons[kind], str(models[kind]()), options, Path(temp) / f"{kind}.log")
+            worker.decode(range(1, 33), 2)
+            workers[kind] = worker
         except PeerError as error:
             absent[kind] = str(error)
     return workers, absent
@@ -178,7 +191,8 @@ def compare(args: argparse.Namespace, temp: str) -> dict[str, object]:
     for worker in workers.values():
         worker.close()
     settings = {"model": args.model, "prompt_tokens": [len(ids) for ids in prompts], "tokens": args.tokens}
-    result = Result("peers", machine, settings | {"absent": absent})
+    settings |= {"llama_plain_buffers": args.llama_plain_buffers, "absent": absent}
+    result = Result("peers", machine, settings)
     add_figures(result, {name: [d for (n, _), ds in samples.items() if n == name for d in ds] for name in peers})
     print_result(result)
     for kind, reason in absent.items():
@@ -217,14 +231,21 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--gguf", type=Path, help="for llama.cpp; else the default model's")
     parser.add_argument("--llama-python", default=sys.executable, help="interpreter that has llama-cpp-python")
+    parser.add_argument(
+        "--llama-plain-buffers",
+        action="store_true",
+        help="no AMX and no repacked weights, which crash on some machines",
+    )
     parser.add_argument("--vllm-python", default=sys.executable, help="interpreter that has vLLM")
     parser.add_argument("--out", type=Path, help="JSON")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     parser.add_argument("--worker-model", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker, args.worker_model, args.threads)
+        work(args.worker, args.worker_model, args.threads, args.llama_plain_buffers)
         return
+    if args.out:
+        args.out.touch()  # a place that cannot be written to shows now, not after the run
     with tempfile.TemporaryDirectory() as temp:
         result = compare(args, temp)
     if args.out:

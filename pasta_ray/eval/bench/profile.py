@@ -1,7 +1,7 @@
 """Where a step's time goes: its matrix products, attention and sampling under a stopwatch, and its products alone."""
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -72,7 +72,7 @@ class _Stopwatch:
     """Seconds by part, and the products that were computed meanwhile."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self.products: list[Product] = []
 
     @contextmanager
@@ -90,8 +90,8 @@ class _Stopwatch:
 
     def _watched(self, layer: Any) -> Any:
         """A layer's parts are tensors, which cannot be called, and linears, which can."""
-        linears = {field.name: getattr(layer, field.name) for field in fields(layer)}
-        return replace(layer, **{name: self._linear(part) for name, part in linears.items() if callable(part)})
+        parts = {field.name: getattr(layer, field.name) for field in fields(layer)}
+        return replace(layer, **{name: self._linear(part) for name, part in parts.items() if callable(part)})
 
     def _linear(self, linear: Linear) -> Linear:
         timed = self._timed("gemm", linear)
@@ -107,7 +107,7 @@ class _Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             result = call(*args, **kwargs)
-            self.seconds[part] += time.perf_counter() - start  # type: ignore[assignment]
+            self.seconds[part] += time.perf_counter() - start
             return result
 
         return timed
