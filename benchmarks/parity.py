@@ -35,7 +35,7 @@ def greedy(engine: Engine, reference: PreTrainedModel, prompts: list[list[int]],
     while any(not branch.settled for branch in branches):
         for output in engine.step():
             branch = output.branch
-            if output.token in stop_ids or len(branch.tokens) >= len(prompts[branches.index(branch)]) + max_tokens:
+            if output.tokens[-1] in stop_ids or len(branch.tokens) >= len(prompts[branches.index(branch)]) + max_tokens:
                 engine.settle(branch)
     result = {"prompts": len(prompts), "tokens": 0, "equal": 0, "differ_at_near_tie": 0, "differ": 0}
     for ids, branch in zip(prompts, branches, strict=True):

@@ -1,11 +1,11 @@
 """What a process loads for its part: a replica its decoder, a client of replicas only the tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pasta_ray.actors.messages import DecoderLike
-from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.config import DraftConfig, EngineConfig
 
 
 class TokenizerLike(Protocol):
@@ -20,12 +20,13 @@ class LoadDecoder:
     """Called in a replica's own process; the weights are read from the machine's cache folder."""
 
     config: EngineConfig
+    draft: DraftConfig = field(default_factory=DraftConfig)
 
     def __call__(self, replica: str) -> DecoderLike:
         from pasta_ray.engine import Engine
         from pasta_ray.engine.decoder import Decoder
 
-        return Decoder(Engine(self.config), replica)
+        return Decoder(Engine(self.config), replica, self.draft)
 
 
 @dataclass(frozen=True)

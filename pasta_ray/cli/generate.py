@@ -25,7 +25,8 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="JSONL file of id and instruction.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file of reports; ids already in it are skipped.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="sequential, pasta, …  [default: pasta with an adapter, else sequential]")
+        str | None,
+        typer.Option(help="sequential, pasta, speculative, …  [default: pasta with an adapter, else sequential]"),
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -34,6 +35,10 @@ def generate(
     max_branches: Annotated[int, typer.Option(min=1, help="Bodies decoded at the same time, at most.")] = 16,
     model: Annotated[str, typer.Option(help="A name, a folder, a .gguf file or a hub id.")] = "smollm2-135m-instruct",
     adapter: Annotated[str, typer.Option(help="A folder, a shipped name, or none.")] = DEFAULT_ADAPTER,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Guesses for speculative methods.  [default: looked up in the text so far]")
+    ] = None,
+    max_draft: Annotated[int, typer.Option(help="Tokens that a branch guesses in a step, at most.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice unless given.")] = None,
@@ -56,16 +61,20 @@ def generate(
         return
 
     from pasta_ray.cli import answering
-    from pasta_ray.engine.config import EngineConfig
+    from pasta_ray.engine.config import DraftConfig, EngineConfig
     from pasta_ray.engine.messages import Sampling
 
     adapter_name = None if adapter == NO_ADAPTER else adapter
     config = EngineConfig(model=model, adapter=adapter_name, device=device, dtype=dtype.value, num_threads=threads)
+    method = method or ("pasta" if adapter_name else "sequential")
+    if draft_model is not None and "speculative" not in method:
+        raise InputError(f"--draft-model goes with a speculative method, not with {method!r}")
     options = answering.Options(
-        method=method or ("pasta" if adapter_name else "sequential"),
+        method=method,
         max_tokens=max_tokens,
         max_branches=max_branches,
         sampling=Sampling(temperature, top_p, seed),
+        draft=DraftConfig.beside(config, draft_model, max_draft),
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

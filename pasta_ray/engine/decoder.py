@@ -1,5 +1,9 @@
 """Many requests over one engine, each by its own method: what a replica runs, and what `generate` runs in-process."""
 
+from itertools import takewhile
+
+from pasta_ray.engine.config import DraftConfig
+from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
@@ -11,13 +15,16 @@ from pasta_ray.errors import InputError
 class Decoder:
     """``submit`` requests, then ``step`` until none is busy. Single-threaded, like the engine it drives.
 
-    ``replica`` names this decoder in reports.
+    ``replica`` names this decoder in reports, ``draft`` says how its speculative methods guess. Raises ModelError where
+    the draft's model does not load, or has another vocabulary.
     """
 
-    def __init__(self, engine: Engine, replica: str = "local") -> None:
+    def __init__(self, engine: Engine, replica: str = "local", draft: DraftConfig | None = None) -> None:
         self.engine = engine
         self.replica = replica
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
+        self.drafter = make_drafter(engine, draft or DraftConfig())
+        self._acting = {*engine.tokenizer.stop_ids, *(engine.tags.ids if engine.tags else ())}
         self._runs: dict[str, Run] = {}
         self._by_slab: dict[Slab, Run] = {}
 
@@ -32,7 +39,7 @@ class Decoder:
 
     @property
     def num_slots(self) -> int:
-        return self.engine.num_slots
+        return self.engine.num_slots + self.drafter.num_slots
 
     @property
     def num_branches(self) -> int:
@@ -67,6 +74,7 @@ class Decoder:
 
     def step(self) -> list[Events]:
         """One engine step; what it brought, one entry for each request that has news."""
+        self._draft()
         outputs: dict[Run, list[StepOutput]] = {}
         for output in self.engine.step():
             outputs.setdefault(self._by_slab[output.branch.slab], []).append(output)
@@ -79,6 +87,14 @@ class Decoder:
                 news.append(Events(run.request.id, tuple(events)))
         return news
 
+    def _draft(self) -> None:
+        """Guesses for all branches that use them, up to a token on which a method acts: what follows depends on it."""
+        rooms = {branch: room for run in self._runs.values() for branch, room in run.drafting().items()}
+        guesses = self.drafter.propose(list(rooms)) if rooms else []
+        for (branch, room), ids in zip(rooms.items(), guesses, strict=True):
+            self.engine.draft(branch, list(takewhile(lambda token: token not in self._acting, ids[:room])))
+
     def _forget(self, run: Run) -> None:
+        self.drafter.forget([track.branch for track in run.tracks.values()])
         del self._runs[run.request.id]
         del self._by_slab[run.main.branch.slab]

@@ -122,7 +122,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Parallel:
-    """What the annotation gained. ``critical_path`` and ``sequential_tokens`` are in model steps."""
+    """What the annotation gained, and what drafts did. ``critical_path`` and ``sequential_tokens`` are in model steps;
+    ``num_accepted`` of the ``num_drafted`` tokens guessed were right."""
 
     num_promises: int
     num_syncs: int
@@ -130,6 +131,8 @@ class Parallel:
     critical_path: int
     sequential_tokens: int
     theoretical_speedup: float
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Runner:
         """Bool [T, S]: each token sees its branch's row without the tokens that come later in the branch."""
         slab = feeds[0].branch.slab
         rows = np.repeat([feed.branch.row for feed in feeds], [feed.num_tokens for feed in feeds])
-        visible_TS = slab.visible_BS[rows, : slab.num_slots]
+        visible_TS = slab.visible_BS[rows, : slab.end]
         start = 0
         for feed in feeds:
             stop = start + feed.num_tokens

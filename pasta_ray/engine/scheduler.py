@@ -30,15 +30,17 @@ class Feed:
     @property
     def num_logits(self) -> int:
         """How many of the feed's rows, counted from its end, need logits."""
-        return self.num_tokens if self.branch.keep_logits else int(self.samples)
+        if self.branch.keep_logits:
+            return self.num_tokens
+        return 1 + self.branch.num_draft if self.samples else 0
 
 
 RequestFeeds = list[Feed]  # all feeds of one slab
 
 
 class Scheduler:
-    """Every branch with one pending token goes into each step; longer runs share ``prefill_chunk`` tokens, first come
-    first served. A token is fed no earlier than every token it sees, and in the same step at best."""
+    """Every branch with one pending token, and its draft, goes into each step; longer runs share ``prefill_chunk``
+    tokens, first come first served. A token is fed no earlier than every token it sees, in the same step at best."""
 
     def __init__(self, prefill_chunk: int) -> None:
         self.prefill_chunk = prefill_chunk
@@ -51,7 +53,7 @@ class Scheduler:
             feeds = []
             for branch in branches:
                 num_tokens = branch.num_pending if not branch.held else 0
-                if num_tokens > 1:
+                if num_tokens - branch.num_draft > 1:
                     num_tokens = min(num_tokens, budget)
                     budget -= num_tokens
                 if num_tokens:

@@ -24,13 +24,15 @@ class KVShape:
 
 
 class Slab:
-    """Slots ``[0, num_slots)`` are assigned, ``[num_slots, capacity)`` free; a slot stays its token's until the request
-    ends. ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their tokens stand.
-    ``keys`` and ``values`` hold one [H, S, D] tensor a layer: growing one needs room for one more, not for all."""
+    """Slots ``[0, end)`` have been assigned, ``[end, capacity)`` never; a slot stays its token's until it is given back
+    or the request ends. ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their
+    tokens stand. ``keys`` and ``values`` hold one [H, S, D] tensor a layer: growing one needs room for one more, not
+    for all."""
 
     def __init__(self, shape: KVShape, capacity: int = FIRST_CAPACITY) -> None:
         self.shape = shape
-        self.num_slots = 0
+        self.end = 0
+        self._given_back: list[int] = []  # in order
         self.num_branches = 0
         self.keys = [self._empty(capacity) for _ in range(shape.num_layers)]
         self.values = [self._empty(capacity) for _ in range(shape.num_layers)]
@@ -40,6 +42,11 @@ class Slab:
     @property
     def capacity(self) -> int:
         return self.visible_BS.shape[1]
+
+    @property
+    def num_slots(self) -> int:
+        """Slots in use."""
+        return self.end - len(self._given_back)
 
     def add_branch(self, parent_row: int | None = None) -> int:
         """A new branch's row: a copy of its parent's, or nothing visible."""
@@ -51,27 +58,30 @@ class Slab:
         self.num_branches += 1
         return row
 
-    def take(self, num_slots: int) -> range:
-        """Assign the next ``num_slots`` slots."""
-        slots = range(self.num_slots, self.num_slots + num_slots)
-        if slots.stop > self.capacity:
-            self._grow(slots.stop)
-        self.num_slots = slots.stop
+    def take(self, num_slots: int) -> list[int]:
+        """Assign ``num_slots`` slots: those given back first and in order, so that a lone branch's remain one run."""
+        reused, self._given_back = self._given_back[:num_slots], self._given_back[num_slots:]
+        end = self.end + num_slots - len(reused)
+        if end > self.capacity:
+            self._grow(end)
+        slots = [*reused, *range(self.end, end)]
+        self.end = end
         return slots
 
     def join(self, row: int, other_rows: list[int]) -> None:
         """From now on ``row`` also sees what ``other_rows`` see."""
         self.visible_BS[row] |= self.visible_BS[other_rows].any(axis=0)
 
-    def forget(self, slots: list[int]) -> None:
-        """No branch sees ``slots`` any more."""
+    def give_back(self, slots: list[int]) -> None:
+        """No branch sees ``slots`` any more, and other tokens may have them."""
         self.visible_BS[:, slots] = False
+        self._given_back = sorted(self._given_back + slots)
 
     def _grow(self, num_slots: int) -> None:
         capacity = self.capacity
         while capacity < num_slots:
             capacity *= 2
-        used = self.num_slots
+        used = self.end
         for tensors in (self.keys, self.values):
             for layer, old_HSD in enumerate(tensors):
                 tensors[layer] = self._empty(capacity)

@@ -50,6 +50,12 @@ class Tokenizer:
         highest = max(self.tags.ids) + 1 if self.tags else 0
         return max(len(self._backend), highest)
 
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """The tokens as the model's files name them, by id; tags left out."""
+        names = {id_: name for name, id_ in self._backend.get_vocab().items()}
+        return {id_: name for id_, name in names.items() if id_ not in self._tag_names and name not in TAG_NAMES}
+
     def encode(self, text: str) -> list[int]:
         """Plain text only: the name of a special token or a tag in it is letters like any others."""
         _check_unicode(text)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from pasta_ray.engine import EngineConfig
+    from pasta_ray.engine.config import DraftConfig, EngineConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_ADAPTER = "pasta"
@@ -36,6 +36,10 @@ class ServeConfig(BaseModel):
         default=None, ge=1, description="per replica; null shares the cores, one left for HTTP"
     )
     cache_dir: Path | None = None
+    draft_model: str | None = Field(
+        default=None, description="guesses for speculative methods; null looks guesses up in the text so far"
+    )
+    max_draft: int = Field(default=4, ge=1, le=32, description="tokens that a branch guesses in a step, at most")
 
     replicas: int = Field(
         default=1, ge=1, le=1024, description="decode replicas, each with its own copy of the weights"
@@ -79,6 +83,12 @@ class ServeConfig(BaseModel):
             num_threads=self.num_threads or max(1, (_num_cores() - 1) // self.replicas),
             cache_dir=self.cache_dir or default_cache_dir(),
         )
+
+    def draft_config(self) -> "DraftConfig":
+        """How speculative methods guess."""
+        from pasta_ray.engine.config import DraftConfig
+
+        return DraftConfig.beside(self.engine_config(), self.draft_model, self.max_draft)
 
 
 def read_config(path: Path | None, overrides: dict[str, Any]) -> ServeConfig:

@@ -15,7 +15,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `generate` over the fake decoder; gives the exit status."""
-    monkeypatch.setattr(answering, "LoadDecoder", lambda _: FakeDecoder)
+    monkeypatch.setattr(answering, "LoadDecoder", lambda *_: FakeDecoder)
     monkeypatch.setattr(answering, "LoadTokenizer", lambda _: FakeTokenizer)
 
     def run(*args: str) -> int:
@@ -107,6 +107,8 @@ def test_a_bad_line_is_named(
         (("x", "--method", "magic"), 2, "method is 'magic'"),
         (("x", "--temperature", "9"), 2, "temperature is 9.0; allowed: 0 to 2"),
         (("x", "--device", "toaster"), 2, "device is 'toaster'"),
+        (("x", "--max-draft", "0"), 2, "max_draft is 0; allowed: 1 to 32"),
+        (("x", "--draft-model", "small"), 2, "--draft-model goes with a speculative method, not with 'pasta'"),
         (("crash",), 1, "the kernel is out of luck"),
         (("--prompts", "no-such-file"), 2, "no-such-file: No such file"),
     ],

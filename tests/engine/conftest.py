@@ -109,8 +109,8 @@ def decode(engine: Engine, branches: list[Branch], num_tokens: int) -> list[list
     sampled: dict[Branch, list[int]] = {branch: [] for branch in branches}
     while any(len(tokens) < num_tokens for tokens in sampled.values()):
         for output in engine.step():
-            assert output.token is not None
-            sampled[output.branch].append(output.token)
+            assert output.tokens
+            sampled[output.branch] += output.tokens
     for branch in branches:
         engine.free(branch)
     return [tokens[:num_tokens] for tokens in sampled.values()]

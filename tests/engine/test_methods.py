@@ -185,8 +185,8 @@ def test_a_plain_model_offers_no_pasta(tmp_path: Path) -> None:
     """Guards against tags being written with ids that a model does not have."""
     folder = save_tokenizer(save_model(tmp_path, vocab_size=VOCAB))
     decoder = Decoder(Engine(EngineConfig(model=str(folder))))
-    assert decoder.methods == ("sequential",)
-    with pytest.raises(InputError, match="allowed with this model: sequential"):
+    assert decoder.methods == ("sequential", "speculative")
+    with pytest.raises(InputError, match="allowed with this model: sequential, speculative"):
         decoder.submit(request(1))
     run(decoder, [request(1, "sequential")])
 

@@ -3,7 +3,13 @@
 from pasta_ray.engine.methods.base import Run
 from pasta_ray.engine.methods.pasta import PastaRun
 from pasta_ray.engine.methods.sequential import SequentialRun
+from pasta_ray.engine.methods.speculative import SpeculativePastaRun, SpeculativeRun
 
-METHODS: dict[str, type[Run]] = {"sequential": SequentialRun, "pasta": PastaRun}
+METHODS: dict[str, type[Run]] = {
+    "sequential": SequentialRun,
+    "pasta": PastaRun,
+    "speculative": SpeculativeRun,
+    "pasta+speculative": SpeculativePastaRun,
+}
 
 __all__ = ["METHODS", "Run"]

@@ -63,6 +63,8 @@ class Run(ABC):
         self.num_steps = 0
         self.num_visible = 0
         self.num_annotation = 0
+        self.num_drafted = 0
+        self.num_accepted = 0
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -82,6 +84,10 @@ class Run(ABC):
     def critical_path(self) -> int:
         """Model steps of the answer that had to follow one another, had every branch been decoded at once."""
 
+    def drafting(self) -> dict[Branch, int]:
+        """The branches that guess in the coming step, each with the most tokens that it can use."""
+        return {}
+
     def settled(self) -> list[Event]:
         """What follows once every output of a step has been taken, such as a join."""
         return []
@@ -89,7 +95,7 @@ class Run(ABC):
     def react(self, outputs: Sequence[StepOutput]) -> list[Event]:
         """Take one step's outputs, in the order of the branches' paths."""
         events: list[Event] = []
-        sampled = [output for output in outputs if output.token is not None]
+        sampled = [output for output in outputs if output.tokens]
         if not sampled:
             return events
         self.num_steps += 1
@@ -98,12 +104,15 @@ class Run(ABC):
         self._first_token_s = self._first_token_s or now
         for output in sampled:
             track = self.tracks[output.branch.path]
-            track.num_tokens += 1
             track.last_step, track.end_s = self.num_steps, now
-            assert output.token is not None
-            events += self.take(track, output.token)
-            if self.num_visible >= self.request.max_tokens:
-                return [*events, *self._finish("length")]
+            self.num_drafted += output.num_drafted
+            self.num_accepted += len(output.tokens) - 1
+            for token in output.tokens:
+                assert not track.finish_reason, "a branch's last token was followed by a guess"
+                track.num_tokens += 1
+                events += self.take(track, token)
+                if self.num_visible >= self.request.max_tokens:
+                    return [*events, *self._finish("length")]
         events += self.settled()
         if all(track.finish_reason for track in self.tracks.values()):
             events += self._finish("stop")
@@ -186,6 +195,8 @@ class Run(ABC):
                 critical_path=critical_path,
                 sequential_tokens=sequential_tokens,
                 theoretical_speedup=sequential_tokens / max(1, critical_path),
+                num_drafted=self.num_drafted,
+                num_accepted=self.num_accepted,
             ),
             branches=tuple(_branch_report(track, self._replica) for track in self.tracks.values()),
         )
