@@ -16,7 +16,7 @@ def answers(engine: Engine, prompts: list[list[int]], max_tokens: int) -> list[l
     while any(not branch.settled for branch in branches):
         for output in engine.step():
             branch: Branch = output.branch
-            if output.token in engine.tokenizer.stop_ids or len(branch.tokens) >= limits[branch]:
+            if set(output.tokens) & set(engine.tokenizer.stop_ids) or len(branch.tokens) >= limits[branch]:
                 engine.settle(branch)
     found = [branch.tokens[len(ids) :] for branch, ids in zip(branches, prompts, strict=True)]
     for branch in branches:

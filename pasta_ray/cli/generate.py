@@ -13,6 +13,13 @@ DEFAULT_ADAPTER = "pasta"
 NO_ADAPTER = "none"
 
 
+class Quantization(StrEnum):
+    """Of the weights."""
+
+    none = "none"
+    int8 = "int8"
+
+
 class Dtype(StrEnum):
     """Of the weights."""
 
@@ -41,6 +48,7 @@ def generate(
     max_draft: Annotated[int, typer.Option(help="Tokens that a branch guesses in a step, at most.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    quantization: Annotated[Quantization, typer.Option(help="Of the weights.")] = Quantization.none,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at the same time; 1 gives a truthful wall time.")] = 1,
     in_process: Annotated[bool, typer.Option(help="Decode in this process, or in a replica of a Ray cluster.")] = True,
@@ -65,7 +73,14 @@ def generate(
     from pasta_ray.engine.messages import Sampling
 
     adapter_name = None if adapter == NO_ADAPTER else adapter
-    config = EngineConfig(model=model, adapter=adapter_name, device=device, dtype=dtype.value, num_threads=threads)
+    config = EngineConfig(
+        model=model,
+        adapter=adapter_name,
+        device=device,
+        dtype=dtype.value,
+        quantization=None if quantization == Quantization.none else quantization.value,
+        num_threads=threads,
+    )
     method = method or ("pasta" if adapter_name else "sequential")
     if draft_model is not None and "speculative" not in method:
         raise InputError(f"--draft-model goes with a speculative method, not with {method!r}")

@@ -33,6 +33,9 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU that can]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica.")] = None,
     draft_model: Annotated[
         str | None, typer.Option(help="Guesses for speculative methods.  [default: looked up in the text so far]")
@@ -52,6 +55,7 @@ def serve(
         "replicas": replicas,
         "device": device,
         "dtype": dtype,
+        "quantization": quantization,
         "num_threads": threads,
         "draft_model": draft_model,
         "max_draft": max_draft,

@@ -85,7 +85,9 @@ def scatter(qkv_TND: Floats, slots_T: npt.NDArray[np.int64], k_HSD: Floats, v_HS
 
 
 @_compiled
-def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, out_TK: Any, scale_T: Floats) -> None:
+def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, digits_2TK: Any, scale_T: Floats) -> None:
+    """Two digits a value: ``x = scale * (high + low / (2 * levels))``, both rounded to ``[-levels, levels]``. All rows'
+    high digits stand above all rows' low ones."""
     num_rows, size = x_TK.shape
     bits_TK = x_TK.view(np.int32)  # magnitudes order as their bits do, and integers reduce many at a time
     for t in range(num_rows):
@@ -96,15 +98,20 @@ def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, out_TK: Any, 
         scale_T[t] = largest / levels
         inverse = levels / largest if largest > 0.0 else np.float32(0.0)
         for k in range(size):
-            out_TK[t, k] = np.rint(x_TK[t, k] * inverse) + offset
+            value = x_TK[t, k] * inverse
+            high = np.rint(value)
+            digits_2TK[t, k] = high + offset
+            digits_2TK[num_rows + t, k] = np.rint((value - high) * (np.float32(2.0) * levels)) + offset
 
 
 @_compiled
-def rescale(y_TN: Floats, scale_T: Floats) -> None:
-    num_rows, size = y_TN.shape
+def combine(digits_2TN: Floats, scale_T: Floats, levels: np.float32, out_TN: Floats) -> None:
+    """The other way for the digits' products."""
+    num_rows, size = out_TN.shape
+    low_scale = np.float32(0.5) / levels
     for t in range(num_rows):
         for n in range(size):
-            y_TN[t, n] *= scale_T[t]
+            out_TN[t, n] = scale_T[t] * (digits_2TN[t, n] + low_scale * digits_2TN[num_rows + t, n])
 
 
 class FusedOps(TorchOps):

@@ -1,5 +1,8 @@
 """Dynamic int8 on CPU: each output channel of a weight and each row of activations has its own scale.
 
+Activations take two digits of 8 bits, which are two rows of one product: a step of few rows waits for the weights, not
+for arithmetic, and one digit alone costs nine times the quality (docs/log.md).
+
 Rows are quantised by us and not by the library, whose dynamic operators take one scale for the whole input: there a
 row's result depends on its neighbours. The products themselves are exact sums of integers, so the two libraries agree
 bit for bit, and the faster one for a number of rows may be taken freely.
@@ -8,6 +11,7 @@ Axes: T row, K inputs, N outputs.
 """
 
 import warnings
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,13 +20,18 @@ from pasta_ray.engine import fused
 from pasta_ray.errors import InputError
 
 WEIGHT_LEVELS = 127
-FEW_ROWS = 2  # up to here fbgemm is faster, beyond it oneDNN
+FEW_ROWS = 1  # up to here fbgemm is faster, beyond it oneDNN
 MANY_OUTPUTS = 16_384  # a weight this long is oneDNN's at any number of rows
 
 
+def has_int8() -> bool:
+    """Whether this machine's torch has both libraries' products."""
+    return "x86" in torch.backends.quantized.supported_engines and bool(torch._C._has_mkldnn)
+
+
 def check_int8_supported() -> None:
-    """Raise InputError where this machine's torch has no int8 products."""
-    if "x86" not in torch.backends.quantized.supported_engines or not torch._C._has_mkldnn:
+    """Raise InputError where int8 cannot run."""
+    if not has_int8():
         raise InputError("quantization 'int8' needs torch's x86 kernels (fbgemm and oneDNN); allowed here: None")
 
 
@@ -46,30 +55,30 @@ class Int8Linear:
         self._onednn = torch.ops.onednn.qlinear_prepack(int8_NK, None)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x_TK = x.numpy()
-        scale_T = np.empty(len(x_TK), dtype=np.float32)
-        y_TN = self._few(x_TK, scale_T) if len(x_TK) <= self._few_rows else self._many(x_TK, scale_T)
-        fused.rescale(y_TN.numpy(), scale_T)
+        x_TK, levels = x.numpy(), np.float32(self._levels)
+        num_rows, num_inputs = x_TK.shape
+        few = num_rows <= self._few_rows
+        # fbgemm quantises by itself: rounded values pass it unchanged. oneDNN takes them as they are multiplied.
+        digits_2TK = np.empty((2 * num_rows, num_inputs), dtype=np.float32 if few else np.uint8)
+        scale_T = np.empty(num_rows, dtype=np.float32)
+        fused.quantise(x_TK, levels, np.float32(0) if few else levels + 1, digits_2TK, scale_T)
+        digits_2TN = self._multiply(torch.from_numpy(digits_2TK), few)
+        y_TN = torch.empty(num_rows, digits_2TN.shape[1])
+        fused.combine(digits_2TN.numpy(), scale_T, levels, y_TN.numpy())
         return y_TN if self.bias_N is None else y_TN.add_(self.bias_N)
 
-    def _few(self, x_TK: fused.Floats, scale_T: fused.Floats) -> torch.Tensor:
-        """Rounded values, which fbgemm's own quantisation (by 1) leaves as they are."""
-        rounded_TK = np.empty_like(x_TK)
-        fused.quantise(x_TK, np.float32(self._levels), np.float32(0), rounded_TK, scale_T)
-        y_TN: torch.Tensor = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            torch.from_numpy(rounded_TK), 1.0, self._levels + 1, self._fbgemm
-        )
-        return y_TN
-
-    def _many(self, x_TK: fused.Floats, scale_T: fused.Floats) -> torch.Tensor:
+    def _multiply(self, digits_2TK: torch.Tensor, few: bool) -> torch.Tensor:
         zero_point = self._levels + 1
-        uint8_TK = np.empty(x_TK.shape, dtype=np.uint8)
-        fused.quantise(x_TK, np.float32(self._levels), np.float32(zero_point), uint8_TK, scale_T)
-        y_TN: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-            torch.from_numpy(uint8_TK), 1.0, zero_point, self._onednn, self._scale_N, self._zero_points_N,
-            None, 1.0, 0, torch.float32, "none", [], "",
-        )  # fmt: skip
-        return y_TN
+        if few:
+            product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+                digits_2TK, 1.0, zero_point, self._fbgemm
+            )
+        else:
+            product = torch.ops.onednn.qlinear_pointwise(
+                digits_2TK, 1.0, zero_point, self._onednn, self._scale_N, self._zero_points_N,
+                None, 1.0, 0, torch.float32, "none", [], "",
+            )  # fmt: skip
+        return cast(torch.Tensor, product)
 
 
 def _pack_fbgemm(int8_NK: torch.Tensor, scale_N: torch.Tensor) -> object:
