@@ -1,7 +1,5 @@
 """Many requests over one engine, each by its own method: what a replica runs, and what `generate` runs in-process."""
 
-from itertools import takewhile
-
 from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine, StepOutput
@@ -24,7 +22,6 @@ class Decoder:
         self.replica = replica
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
         self.drafter = make_drafter(engine, draft or DraftConfig())
-        self._acting = {*engine.tokenizer.stop_ids, *(engine.tags.ids if engine.tags else ())}
         self._runs: dict[str, Run] = {}
         self._by_slab: dict[Slab, Run] = {}
 
@@ -88,11 +85,11 @@ class Decoder:
         return news
 
     def _draft(self) -> None:
-        """Guesses for all branches that use them, up to a token on which a method acts: what follows depends on it."""
+        """Guesses for all branches that use them, made together."""
         rooms = {branch: room for run in self._runs.values() for branch, room in run.drafting().items()}
         guesses = self.drafter.propose(list(rooms)) if rooms else []
         for (branch, room), ids in zip(rooms.items(), guesses, strict=True):
-            self.engine.draft(branch, list(takewhile(lambda token: token not in self._acting, ids[:room])))
+            self.engine.draft(branch, ids[:room])
 
     def _forget(self, run: Run) -> None:
         self.drafter.forget([track.branch for track in run.tracks.values()])

@@ -4,10 +4,10 @@ A drafter may guess anything: :meth:`pasta_ray.engine.engine.Engine.draft` gives
 sooner where it is right.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import cycle, islice
+from itertools import cycle, islice, takewhile
 from typing import Protocol
 
 import torch
@@ -28,7 +28,10 @@ class Drafter(Protocol):
         """Slots in use beside the target's."""
 
     def propose(self, branches: Sequence[Branch]) -> list[list[int]]:
-        """What may follow the last token of each branch, its pending one included; empty where nothing is known."""
+        """What may follow the last token of each branch, its pending one included; empty where nothing is known.
+
+        Never a token on which a method acts: what follows it depends on more than the text.
+        """
 
     def forget(self, branches: Sequence[Branch]) -> None:
         """All ``branches`` of a request have ended. Those never proposed for are fine."""
@@ -37,8 +40,17 @@ class Drafter(Protocol):
 def make_drafter(target: Engine, config: DraftConfig) -> Drafter:
     """Raises ModelError where the draft model does not load, or has another vocabulary than ``target``."""
     if config.engine is None:
-        return PromptLookup(config.max_draft)
+        return PromptLookup(acting_ids(target), config.max_draft)
     return DraftModel(target, Engine(config.engine), config.max_draft)
+
+
+def acting_ids(engine: Engine) -> frozenset[int]:
+    """The tokens on which a method acts: those that end an answer, and tags."""
+    return frozenset(engine.tokenizer.stop_ids + (engine.tags.ids if engine.tags else ()))
+
+
+def _before(acting: frozenset[int], ids: Iterable[int]) -> list[int]:
+    return list(takewhile(lambda id_: id_ not in acting, ids))
 
 
 @dataclass
@@ -72,7 +84,8 @@ class PromptLookup:
 
     num_slots = 0
 
-    def __init__(self, max_draft: int) -> None:
+    def __init__(self, acting: frozenset[int], max_draft: int) -> None:
+        self.acting = acting
         self.max_draft = max_draft
         self._histories: dict[Branch, _History] = {}
 
@@ -95,7 +108,7 @@ class PromptLookup:
         for size in NGRAM_SIZES:
             start = history.followers.get(tuple(history.tokens[-size:]))
             if start is not None:
-                return list(islice(cycle(history.tokens[start:]), self.max_draft))
+                return _before(self.acting, islice(cycle(history.tokens[start:]), self.max_draft))
         return []
 
 
@@ -119,6 +132,7 @@ class DraftModel:
         """Raises ModelError where the vocabularies differ in more than tags."""
         _check_vocabulary(target, engine)
         self.engine = engine
+        self.acting = acting_ids(target)
         self.max_draft = max_draft
         assert target.masks is not None, "the target's masks are the draft's too"
         engine.masks = _fit(target.masks, engine.vocab_size)
@@ -138,9 +152,7 @@ class DraftModel:
             self.engine.resume(own)
         for _ in range(self.max_draft):
             self.engine.step()
-        for own in mirrors.values():
-            self.engine.settle(own)
-        return [mirrors[branch].tokens[len(branch.tokens) :] if branch in mirrors else [] for branch in branches]
+        return [self._guesses(branch, mirrors[branch]) if branch in mirrors else [] for branch in branches]
 
     def forget(self, branches: Sequence[Branch]) -> None:
         for branch in branches:
@@ -157,8 +169,17 @@ class DraftModel:
         for child in [child for child in mirror.children if target.visible[child.target.slots[0]]]:
             mirror.children.remove(child)
             self._catch_up(child)
+            # Where the token before the sync is pending too, it sees the children as well, unlike the target's: one
+            # token a little off costs less than a step of its own.
             self.engine.join(mirror.own, [child.own])
         return mirror
+
+    def _guesses(self, target: Branch, own: Branch) -> list[int]:
+        """What the mirror wrote behind an acting token is taken back: it saw nothing of the target's action."""
+        self.engine.settle(own)
+        ids = _before(self.acting, own.tokens[len(target.tokens) :])
+        self.engine.rewind(own, len(target.tokens) + len(ids))
+        return ids
 
     def _make(self, target: Branch) -> _Mirror:
         ids = self._known(target.tokens)

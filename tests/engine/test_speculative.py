@@ -62,6 +62,12 @@ def decoders(target: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return {name: narrow(Decoder(Engine(config), draft=draft)) for name, draft in drafts.items()}
 
 
+@pytest.fixture(scope="module")
+def pasta_answers(decoders: dict[str, Decoder]) -> list[Report]:
+    """Sixty documents without drafts."""
+    return answers(decoders["lookup"], [request(number, max_tokens=2000) for number in range(60)])
+
+
 @pytest.fixture(params=DRAFTERS)
 def decoder(request: pytest.FixtureRequest, decoders: dict[str, Decoder]) -> Decoder:
     decoder = decoders[request.param]
@@ -118,9 +124,8 @@ def test_whatever_is_guessed_the_tokens_are_the_same(engine: Engine, kind: str, 
             assert branch.positions == list(range(len(branch.tokens)))
     for got, ids, want in zip([branch.tokens for branch in drafting], prompts, expected, strict=True):
         assert got[len(ids) :][:24] == want[:24]
-    engine.free(drafting[0])
-    engine.free(drafting[1])
-    engine.free(drafting[2])
+    for branch in drafting:
+        engine.free(branch)
     assert steps <= 10 if kind == "right" else steps >= 8
 
 
@@ -227,7 +232,7 @@ def test_samples_follow_the_target(engine: Engine, reference: PreTrainedModel) -
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 2.0])
-def test_speculative_equals_sequential(decoder: Decoder, temperature: float) -> None:
+def test_speculative_equals_sequential(decoder: Decoder, decoders: dict[str, Decoder], temperature: float) -> None:
     """Guards the method, token for token and with the same seed, wherever ``max_tokens`` cuts; and the counts."""
     requests = [
         replace(
@@ -244,31 +249,31 @@ def test_speculative_equals_sequential(decoder: Decoder, temperature: float) -> 
         assert 0 <= other.parallel.num_accepted <= other.parallel.num_drafted
         (branch,) = other.branches
         assert branch.last_step == other.parallel.critical_path <= one.parallel.critical_path
-    if isinstance(decoder.drafter, DraftModel) and decoder.drafter.engine.vocab_size == VOCAB:
-        num_drafted = sum(r.parallel.num_drafted for r in drafted)
+    if decoder is decoders["same"]:
         # Two engines batch their rows differently: a draw on the border between two tokens may fall to either side.
-        assert sum(r.parallel.num_accepted for r in drafted) >= 0.999 * num_drafted
+        assert sum(r.parallel.num_accepted for r in drafted) >= 0.99 * sum(r.parallel.num_drafted for r in drafted)
         assert sum(r.parallel.critical_path for r in drafted) < 0.5 * sum(r.parallel.critical_path for r in plain)
 
 
-def test_pasta_with_drafts_gives_the_same_documents(decoder: Decoder) -> None:
+def test_pasta_with_drafts_gives_the_same_documents(
+    decoder: Decoder, decoders: dict[str, Decoder], pasta_answers: list[Report]
+) -> None:
     """Guards drafts of branches that fork and join: against a draft over a tag, a body that sees guesses, a mask that
-    lags. A draft model that is the target is right, which guards its own forks, joins and gaps."""
-    requests = [request(number, max_tokens=2000) for number in range(60)]
-    plain = answers(decoder, requests)
-    drafted = answers(decoder, [replace(each, method="pasta+speculative") for each in requests])
-    for one, other in zip(plain, drafted, strict=True):
+    lags. A draft model that is the target is right but for a token after some syncs, which guards its own forks, joins
+    and gaps."""
+    drafted = answers(decoder, [request(number, "pasta+speculative", max_tokens=2000) for number in range(60)])
+    for one, other in zip(pasta_answers, drafted, strict=True):
         assert one.finish_reason == "stop"
         assert (one.document, one.usage) == (other.document, other.usage)
         assert [b.tokens for b in one.branches] == [b.tokens for b in other.branches]
         assert other.parallel.critical_path <= one.parallel.critical_path
-    assert sum(r.parallel.num_promises > 1 for r in plain) > 20
-    assert sum(r.parallel.num_syncs for r in plain) > 10
-    assert sum(r.parallel.num_accepted for r in drafted) > 100
-    if isinstance(decoder.drafter, DraftModel) and decoder.drafter.engine.vocab_size == VOCAB:
-        num_drafted = sum(r.parallel.num_drafted for r in drafted)
-        # Two engines batch their rows differently: a draw on the border between two tokens may fall to either side.
-        assert sum(r.parallel.num_accepted for r in drafted) >= 0.999 * num_drafted
+    assert sum(r.parallel.num_promises > 1 for r in pasta_answers) > 20
+    assert sum(r.parallel.num_syncs for r in pasta_answers) > 10
+    num_drafted = sum(r.parallel.num_drafted for r in drafted)
+    num_accepted = sum(r.parallel.num_accepted for r in drafted)
+    assert num_accepted > 100
+    if decoder is decoders["same"]:
+        assert num_accepted > 0.99 * num_drafted
 
 
 def test_neighbours_change_no_answer(decoder: Decoder) -> None:
@@ -309,9 +314,9 @@ def test_rejected_drafts_leak_no_slots(decoders: dict[str, Decoder]) -> None:
 
 
 def test_lookup_repeats_what_the_branch_has_read() -> None:
-    """Guards the lookup: three tokens before two, the latest occurrence, the parent's text up to the fork, and circles;
-    what is read bit by bit gives what is read at once."""
-    lookup = PromptLookup(max_draft=4)
+    """Guards the lookup: three tokens before two, the latest occurrence, the parent's text up to the fork, circles, and
+    an end before a token that ends the answer; what is read bit by bit gives what is read at once."""
+    lookup = PromptLookup(frozenset({99}), max_draft=4)
 
     def read(branch: Branch) -> list[int]:
         (ids,) = lookup.propose([branch])
@@ -329,6 +334,10 @@ def test_lookup_repeats_what_the_branch_has_read() -> None:
     child.tokens += [50, 51]
     assert read(child) == []
     assert read(fresh) == [52, 50, 51, 52]
+    fresh.tokens += [60, 61, 99, 60, 61]
+    assert read(fresh) == []
+    fresh.tokens += [62, 99, 60, 61]
+    assert read(fresh) == [62]
     lookup.forget([main, fresh, child])
     assert not lookup._histories
 
