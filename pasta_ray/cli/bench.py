@@ -4,13 +4,12 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pasta_ray.cli.generate import NO_ADAPTER, Dtype
+from pasta_ray.cli.generate import NO_ADAPTER, Dtype, Quantization
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,13 +17,6 @@ if TYPE_CHECKING:
     from pasta_ray.eval.bench.figures import Result, Say
 
 bench_app = typer.Typer(help="Measure the engine on this machine.", no_args_is_help=True)
-
-
-class Quantization(StrEnum):
-    """Of the weights."""
-
-    none = "none"
-    int8 = "int8"
 
 
 Model = Annotated[str, typer.Option(help="A name, a folder, a .gguf file or a hub id.")]

@@ -1,10 +1,11 @@
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pasta_ray.cli import main
-from pasta_ray.engine import EngineConfig
+from pasta_ray.engine.int8 import has_int8
 from pasta_ray.errors import InputError
 from pasta_ray.serve.config import ServeConfig, read_config
 
@@ -67,8 +68,19 @@ def test_a_draft_model_runs_as_the_model_does(tmp_path: Path) -> None:
     config = read_config(None, {"draft_model": "small", "max_draft": 7, "cache_dir": tmp_path, "num_threads": 2})
     draft = config.draft_config()
     assert draft.max_draft == 7
-    assert draft.engine == EngineConfig(model="small", cache_dir=tmp_path, num_threads=2)
+    assert draft.engine == replace(config.engine_config(), model="small", adapter=None)
     assert ServeConfig().draft_config().engine is None
+
+
+def test_served_weights_are_int8_where_they_can_be() -> None:
+    """Guards the default: int8 on a CPU in float32, and what was asked for everywhere else."""
+    assert has_int8()
+    assert ServeConfig().engine_config().quantization == "int8"
+    assert ServeConfig(quantization="none").engine_config().quantization is None
+    for elsewhere in ({"device": "cuda"}, {"dtype": "bfloat16"}):
+        assert ServeConfig(**elsewhere).engine_config().quantization is None
+        with pytest.raises(InputError, match="quantization 'int8' runs with"):
+            ServeConfig(**elsewhere, quantization="int8").engine_config()
 
 
 def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
