@@ -22,8 +22,13 @@ class Constraint(Protocol):
 
 @dataclass(eq=False)
 class Branch:
-    """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself:
-    ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step."""
+    """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself.
+
+    ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step. A preempted request
+    starts anew at ``num_fed == 0``; ``[0, num_computed)`` have been fed at some time, so that others may have seen
+    them, and what they gave has been handed out. ``joins`` are pairs: the index of the first token that saw what a join
+    brought, and the slots that were new by it.
+    """
 
     path: str
     slab: Slab
@@ -35,7 +40,9 @@ class Branch:
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    joins: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     num_fed: int = 0
+    num_computed: int = 0
     settled: bool = False
     held: bool = False
     closed: bool = False
@@ -43,6 +50,17 @@ class Branch:
     @property
     def num_pending(self) -> int:
         return len(self.tokens) - self.num_fed
+
+    @property
+    def num_feedable(self) -> int:
+        """Pending tokens that nothing holds back; a hold leaves those that have been computed once."""
+        return (self.num_computed if self.held else len(self.tokens)) - self.num_fed
+
+    @property
+    def num_plain(self) -> int:
+        """How many leading tokens stand at positions 0, 1, ... and saw exactly those before them, in a main branch."""
+        stop = self.joins[0][0] if self.joins else len(self.tokens)
+        return next((i for i, position in enumerate(self.positions[:stop]) if position != i), stop)
 
     @property
     def decoding(self) -> bool:
@@ -66,9 +84,20 @@ class Branch:
         self.positions.extend(positions)
         self.next_position = positions.stop
 
+    def join(self, children: Sequence["Branch"]) -> None:
+        """See what ``children`` see, from the first token on that has never been fed."""
+        before_S = self.visible.copy()
+        self.slab.join(self.row, [child.row for child in children])
+        self.joins.append((self.num_computed, np.flatnonzero(self.visible & ~before_S)))
+
+    def mark_fed(self, num_tokens: int) -> None:
+        """The KV of the next ``num_tokens`` tokens is in the slab."""
+        self.num_fed += num_tokens
+        self.num_computed = max(self.num_computed, self.num_fed)
+
     def drop_pending(self) -> None:
-        """Forget the pending tokens: no branch will ever see them."""
-        if self.num_pending:
-            self.slab.forget(self.slots[self.num_fed :])
+        """Forget the tokens that have never been fed: no branch will ever see them."""
+        if len(self.tokens) > self.num_computed:
+            self.slab.forget(self.slots[self.num_computed :])
             for column in (self.tokens, self.slots, self.positions):
-                del column[self.num_fed :]
+                del column[self.num_computed :]

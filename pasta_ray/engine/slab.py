@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-FIRST_CAPACITY = 256
+FIRST_SLOTS = 256
 FIRST_BRANCHES = 8
 
 
@@ -22,24 +22,41 @@ class KVShape:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def bytes_per_slot(self) -> int:
+        """Keys and values of all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
 
 class Slab:
-    """Slots ``[0, num_slots)`` are assigned, ``[num_slots, capacity)`` free; a slot stays its token's until the request
-    ends. ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their tokens stand.
-    ``keys`` and ``values`` hold one [H, S, D] tensor a layer: growing one needs room for one more, not for all."""
+    """Slots ``[0, num_slots)`` are assigned; a slot stays its token's until the request ends. ``visible_BS[row]`` says
+    which slots the branch of that row sees, ``positions_S`` where their tokens stand. Both hold whether or not the
+    KV is there: ``keys`` and ``values`` have one [H, capacity, D] tensor a layer (growing one needs room for one more,
+    not for all) while the slab is resident, and none while it is not. ``bytes_copied`` counts what growing has cost."""
 
-    def __init__(self, shape: KVShape, capacity: int = FIRST_CAPACITY) -> None:
+    def __init__(self, shape: KVShape) -> None:
         self.shape = shape
         self.num_slots = 0
         self.num_branches = 0
-        self.keys = [self._empty(capacity) for _ in range(shape.num_layers)]
-        self.values = [self._empty(capacity) for _ in range(shape.num_layers)]
-        self.positions_S = np.zeros(capacity, dtype=np.int64)
-        self.visible_BS = np.zeros((FIRST_BRANCHES, capacity), dtype=np.bool_)
+        self.bytes_copied = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.positions_S = np.zeros(FIRST_SLOTS, dtype=np.int64)
+        self.visible_BS = np.zeros((FIRST_BRANCHES, FIRST_SLOTS), dtype=np.bool_)
 
     @property
     def capacity(self) -> int:
-        return self.visible_BS.shape[1]
+        """Slots that there is KV for."""
+        return self.keys[0].shape[1] if self.keys else 0
+
+    @property
+    def resident(self) -> bool:
+        return bool(self.keys)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the slab holds, used or not."""
+        return self.capacity * self.shape.bytes_per_slot
 
     def add_branch(self, parent_row: int | None = None) -> int:
         """A new branch's row: a copy of its parent's, or nothing visible."""
@@ -52,10 +69,11 @@ class Slab:
         return row
 
     def take(self, num_slots: int) -> range:
-        """Assign the next ``num_slots`` slots."""
+        """Assign the next ``num_slots`` slots; their KV may come later, by :meth:`allocate`."""
         slots = range(self.num_slots, self.num_slots + num_slots)
-        if slots.stop > self.capacity:
-            self._grow(slots.stop)
+        while slots.stop > len(self.positions_S):
+            self.positions_S = np.concatenate((self.positions_S, np.zeros_like(self.positions_S)))
+            self.visible_BS = np.concatenate((self.visible_BS, np.zeros_like(self.visible_BS)), axis=1)
         self.num_slots = slots.stop
         return slots
 
@@ -67,19 +85,20 @@ class Slab:
         """No branch sees ``slots`` any more."""
         self.visible_BS[:, slots] = False
 
-    def _grow(self, num_slots: int) -> None:
-        capacity = self.capacity
-        while capacity < num_slots:
-            capacity *= 2
-        used = self.num_slots
+    def allocate(self, capacity: int) -> None:
+        """Hold KV for ``capacity`` slots, more than before; what is there stays."""
+        old = self.capacity
+        assert capacity > old, "a slab only grows"
         for tensors in (self.keys, self.values):
+            tensors.extend([self._empty(0)] * (self.shape.num_layers - len(tensors)))
             for layer, old_HSD in enumerate(tensors):
                 tensors[layer] = self._empty(capacity)
-                tensors[layer][:, :used] = old_HSD[:, :used]
-        self.positions_S = np.concatenate((self.positions_S, np.zeros(capacity - self.capacity, dtype=np.int64)))
-        visible_BS = np.zeros((len(self.visible_BS), capacity), dtype=np.bool_)
-        visible_BS[:, :used] = self.visible_BS[:, :used]
-        self.visible_BS = visible_BS
+                tensors[layer][:, :old] = old_HSD
+        self.bytes_copied += old * self.shape.bytes_per_slot
+
+    def release(self) -> None:
+        """Give all KV back."""
+        self.keys, self.values = [], []
 
     def _empty(self, capacity: int) -> torch.Tensor:
         """Zeros, not uninitialised memory: a masked slot's weight is 0, and 0 times NaN is NaN."""

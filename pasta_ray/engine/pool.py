@@ -1,0 +1,104 @@
+"""Who holds KV: requests share a bounded number of bytes, first come first served, and the youngest gives way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.slab import KVShape, Slab
+from pasta_ray.errors import InputError
+
+ROUNDING = 64  # a first allocation is a multiple of this many slots where there is room
+
+
+@dataclass(eq=False)
+class Tenant:
+    """One request as the pool sees it: its slab, and its branches with the main one first."""
+
+    slab: Slab
+    branches: list[Branch]
+
+    @property
+    def main(self) -> Branch:
+        return self.branches[0]
+
+    def preempt(self) -> None:
+        """Drop all KV; every token waits to be fed again."""
+        self.slab.release()
+        for branch in self.branches:
+            branch.num_fed = 0
+
+
+class Pool:
+    """Tenants come in order of arrival, and those with KV are always a prefix of that order: room is given from the
+    oldest on, nobody overtakes the first that waits, and who is preempted is the youngest that holds any. So the
+    oldest can always go on, and all others after it."""
+
+    def __init__(self, shape: KVShape, max_bytes: int | None) -> None:
+        self.bytes_per_slot = shape.bytes_per_slot
+        self.max_bytes = max_bytes
+        self.num_preemptions = 0
+
+    @property
+    def max_slots(self) -> int | None:
+        """What one request can have at most, alone; None is unbounded."""
+        return None if self.max_bytes is None else self.max_bytes // self.bytes_per_slot
+
+    def check_fits(self, num_slots: int, what: str) -> None:
+        """Raises InputError where ``what``, of ``num_slots`` tokens, could not run even alone."""
+        if self.max_slots is not None and num_slots > self.max_slots:
+            raise InputError(
+                f"{what} needs {num_slots * self.bytes_per_slot} bytes of KV for {num_slots} tokens;"
+                f" allowed: max_kv_bytes {self.max_bytes}, which is {self.max_slots} tokens"
+            )
+
+    def make_room(self, tenants: Sequence[Tenant]) -> list[Tenant]:
+        """Give tenants KV for all their slots, oldest first, and the new holders back. Raises InputError for one that
+        has outgrown the whole pool."""
+        admitted: list[Tenant] = []
+        for tenant in tenants:
+            slab = tenant.slab
+            if slab.num_slots <= slab.capacity:
+                continue
+            was_resident = slab.resident
+            self.check_fits(slab.num_slots, "a request")
+            while not self._fit(slab, tenants):
+                if not was_resident:
+                    return admitted
+                youngest = next(other for other in reversed(tenants) if other.slab.resident)
+                youngest.preempt()
+                self.num_preemptions += 1
+                if youngest is tenant:
+                    return admitted
+            if not was_resident:
+                admitted.append(tenant)
+        return admitted
+
+    def has_room(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
+        """Whether ``slab`` can have KV for all its slots without a preemption."""
+        free = self._num_free(tenants)
+        return free is None or slab.num_slots <= slab.capacity + free
+
+    def _fit(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
+        """Allocate at least what ``slab`` needs and at best twice what it has, for few copies; or tell that it cannot
+        be had."""
+        if not self.has_room(slab, tenants):
+            return False
+        wanted = slab.capacity * 2 or -(-slab.num_slots // ROUNDING) * ROUNDING
+        while wanted < slab.num_slots:
+            wanted *= 2
+        free = self._num_free(tenants)
+        slab.allocate(wanted if free is None else min(wanted, slab.capacity + free))
+        return True
+
+    def _num_free(self, tenants: Sequence[Tenant]) -> int | None:
+        """Slots that nobody holds; None is any number."""
+        if self.max_slots is None:
+            return None
+        return self.max_slots - sum(tenant.slab.capacity for tenant in tenants)
+
+    def check_integrity(self, tenants: Sequence[Tenant]) -> None:
+        """Raises AssertionError where the books are wrong."""
+        held = sum(tenant.slab.kv_bytes for tenant in tenants)
+        assert self.max_bytes is None or held <= self.max_bytes, f"{held} bytes held of {self.max_bytes}"
+        resident = [tenant.slab.resident for tenant in tenants]
+        assert resident == sorted(resident, reverse=True), "a younger request holds KV while an older one waits"
