@@ -14,6 +14,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
 from pasta_ray.engine.model import LlamaModel
 from pasta_ray.engine.pool import Pool, Tenant
+from pasta_ray.engine.reuse import PrefixReuse
 from pasta_ray.engine.runner import Runner
 from pasta_ray.engine.sampler import SampleRow, sample
 from pasta_ray.engine.scheduler import Feed, RequestFeeds, Scheduler
@@ -53,6 +54,7 @@ class Engine:
         self.scheduler = Scheduler(config.prefill_chunk)
         self.runner = Runner(self.model)
         self.pool = Pool(self.model.kv_shape, config.max_kv_bytes)
+        self.prefixes = PrefixReuse(config.prefix_cache_bytes)
         self._requests: dict[Slab, Tenant] = {}  # in order of arrival
 
     @cached_property
@@ -100,6 +102,16 @@ class Engine:
         return self.pool.num_preemptions
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens that were looked up in the prefix cache."""
+        return self.prefixes.num_looked_up
+
+    @property
+    def num_prefix_hits(self) -> int:
+        """Tokens of those that were found, and not prefilled."""
+        return self.prefixes.num_found
+
+    @property
     def has_work(self) -> bool:
         """Whether a step would feed anything, or admit a request that waits."""
         waiting = next((slab for slab in self._requests if not slab.resident), None)
@@ -137,7 +149,7 @@ class Engine:
         slab = Slab(self.model.kv_shape)
         branch = Branch(path, slab, slab.add_branch(), 0, sampling, constraint, keep_logits)
         branch.append(prompt_ids)
-        self._requests[slab] = Tenant(slab, [branch])
+        self._requests[slab] = Tenant(slab, [branch], len(prompt_ids))
         return branch
 
     def fork(
@@ -207,6 +219,9 @@ class Engine:
             return
         for other in tenant.branches:
             other.closed = True
+        if tenant.slab.resident:
+            self.prefixes.keep(tenant)
+        self.prefixes.end(tenant)
         tenant.slab.release()
 
     def step(self) -> list[StepOutput]:
@@ -216,9 +231,21 @@ class Engine:
         must be freed, and all others can go on.
         """
         with torch.inference_mode():
-            self.pool.make_room(self._tenants)
+            for tenant in self.pool.make_room(self._tenants):
+                self.prefixes.load(tenant)
             batch = self.scheduler.schedule(self._resident_branches)
-            return self._commit(batch, self.runner.run(batch)) if batch else []
+            if not batch:
+                return []
+            outputs = self._commit(batch, self.runner.run(batch))
+            self._keep_prompts(batch)
+            return outputs
+
+    def _keep_prompts(self, batch: list[RequestFeeds]) -> None:
+        """Put the prompts whose last token was just fed where other requests find them."""
+        for feeds in batch:
+            branch, tenant = feeds[0].branch, self._requests[feeds[0].branch.slab]
+            if branch is tenant.main and branch.num_fed - feeds[0].num_tokens < tenant.num_prompt <= branch.num_fed:
+                self.prefixes.keep(tenant)
 
     def _commit(self, batch: list[RequestFeeds], logits_RV: torch.Tensor) -> list[StepOutput]:
         """Mark the batch as fed, and append a sampled token to every branch that has run out."""

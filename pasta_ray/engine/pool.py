@@ -12,10 +12,12 @@ ROUNDING = 64  # a first allocation is a multiple of this many slots where there
 
 @dataclass(eq=False)
 class Tenant:
-    """One request as the pool sees it: its slab, and its branches with the main one first."""
+    """One request as the pool sees it: its slab, its branches with the main one first, and how many tokens of that
+    one are the prompt."""
 
     slab: Slab
     branches: list[Branch]
+    num_prompt: int
 
     @property
     def main(self) -> Branch:

@@ -34,14 +34,8 @@ class Runner:
                 logit_rows += range(len(ids) - feed.num_logits, len(ids))
             slab = feeds[0].branch.slab
             masks = self._masks(feeds, np.array(positions[start:]))
-            requests.append(RequestRows(slab, start, len(ids), self._slot_index(slots), masks))
+            requests.append(RequestRows(slab, start, len(ids), slab.index(slots), masks))
         return self.model.forward(self._tensor(ids), self._tensor(positions), requests, self._tensor(logit_rows))
-
-    def _slot_index(self, slots: list[int]) -> slice | torch.Tensor:
-        """As a slice where the slots are one run, which is written faster."""
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            return slice(slots[0], slots[0] + len(slots))
-        return self._tensor(slots)
 
     def _masks(self, feeds: RequestFeeds, positions_T: npt.NDArray[np.int64]) -> dict[int | None, torch.Tensor]:
         """Additive [Q, S], one for each window: a token sees nothing that stands ``window`` or more before it."""

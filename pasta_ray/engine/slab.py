@@ -85,6 +85,12 @@ class Slab:
         """No branch sees ``slots`` any more."""
         self.visible_BS[:, slots] = False
 
+    def index(self, slots: list[int]) -> slice | torch.Tensor:
+        """What picks ``slots`` out of a layer's tensors: a slice where they are one run, which is faster."""
+        if slots and slots == list(range(slots[0], slots[0] + len(slots))):
+            return slice(slots[0], slots[0] + len(slots))
+        return torch.tensor(slots, dtype=torch.int64, device=self.shape.device)
+
     def allocate(self, capacity: int) -> None:
         """Hold KV for ``capacity`` slots, more than before; what is there stays."""
         old = self.capacity
