@@ -276,6 +276,11 @@ class Engine:
             logits_RV = logits_RV[last_rows[picked].to(logits_RV.device)]
         return sample(logits_RV, [_sample_row(feed.branch) for feed in sampling], self.masks)
 
+    def check_integrity(self) -> None:
+        """Raises AssertionError where what the engine has written down does not agree with itself."""
+        self.pool.check_integrity(self._tenants)
+        self.prefixes.check_integrity(self._tenants)
+
     def _check_ids(self, ids: Sequence[int]) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"token ids go from {min(ids)} to {max(ids)}; allowed: 0 to {self.vocab_size - 1}")

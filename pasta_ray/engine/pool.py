@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import InputError
@@ -28,6 +30,21 @@ class Tenant:
         self.slab.release()
         for branch in self.branches:
             branch.num_fed = 0
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where slots, branches and what has been fed do not agree."""
+        slots = [slot for branch in self.branches for slot in branch.slots]
+        assert len(slots) == len(set(slots)), "a slot of two tokens"
+        assert all(0 <= slot < self.slab.num_slots for slot in slots), "a slot that was never assigned"
+        seen = set(np.flatnonzero(self.slab.visible_BS.any(axis=0)).tolist())
+        assert seen == set(slots), "what is seen is not what there is"
+        for branch in self.branches:
+            assert branch.slab is self.slab
+            assert len(branch.tokens) == len(branch.slots) == len(branch.positions)
+            assert 0 <= branch.num_fed <= branch.num_computed <= len(branch.tokens)
+            assert self.slab.resident or not branch.num_fed, "fed into KV that is not there"
+            assert all(branch.visible[branch.slots]), "a branch that does not see itself"
+            assert all(0 <= first <= len(branch.tokens) for first, _ in branch.joins)
 
 
 class Pool:
@@ -100,6 +117,8 @@ class Pool:
 
     def check_integrity(self, tenants: Sequence[Tenant]) -> None:
         """Raises AssertionError where the books are wrong."""
+        for tenant in tenants:
+            tenant.check_integrity()
         held = sum(tenant.slab.kv_bytes for tenant in tenants)
         assert self.max_bytes is None or held <= self.max_bytes, f"{held} bytes held of {self.max_bytes}"
         resident = [tenant.slab.resident for tenant in tenants]

@@ -55,6 +55,11 @@ class PrefixCache:
         self._root = Node()
         self._clock = 0
 
+    @property
+    def num_pins(self) -> int:
+        """Leases that have not been released."""
+        return self._root.num_pins + sum(node.num_pins for node in self._nodes())
+
     def match(self, ids: Sequence[int]) -> Lease:
         """The longest prefix of ``ids`` that is there, pinned."""
         node, num_tokens = self._walk(ids)

@@ -1,5 +1,7 @@
 """What a request takes from the prefix cache, and what it leaves there: the start of its main branch."""
 
+from collections.abc import Sequence
+
 from pasta_ray.engine.pool import Tenant
 from pasta_ray.engine.prefix import Lease, PrefixCache
 
@@ -47,6 +49,12 @@ class PrefixReuse:
         """The request is over: what it left is pinned no more."""
         if tenant in self._leases:
             self.cache.release(self._leases.pop(tenant))
+
+    def check_integrity(self, tenants: Sequence[Tenant]) -> None:
+        """Raises AssertionError where the cache is wrong, or pinned for others than ``tenants``."""
+        self.cache.check_integrity()
+        assert self._leases.keys() <= set(tenants), "a lease that outlives its request"
+        assert self.cache.num_pins == len(self._leases), "pins without a lease"
 
     def _lease(self, tenant: Tenant, ids: list[int]) -> Lease:
         """The request's lease, in place of the one it had."""
