@@ -31,9 +31,14 @@ def num_equal(guesses: Sequence[int], tokens: Sequence[int]) -> int:
 
 @dataclass(eq=False)
 class Branch:
-    """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself:
+    """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself.
+
     ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step; of these the last
-    ``num_draft`` are guesses. ``parent`` is the branch that it was forked from."""
+    ``num_draft`` are guesses. A preempted request starts anew at ``num_fed == 0``; ``[0, num_computed)`` have been fed
+    at some time, so that others may have seen them, and what they gave has been handed out. ``joins`` are pairs: the
+    index of the first token that saw what a join brought, and the slots that were new by it. ``parent`` is the branch
+    that it was forked from.
+    """
 
     path: str
     slab: Slab
@@ -45,7 +50,9 @@ class Branch:
     tokens: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
+    joins: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     num_fed: int = 0
+    num_computed: int = 0
     num_draft: int = 0
     parent: "Branch | None" = field(default=None, repr=False)
     settled: bool = False
@@ -55,6 +62,17 @@ class Branch:
     @property
     def num_pending(self) -> int:
         return len(self.tokens) - self.num_fed
+
+    @property
+    def num_feedable(self) -> int:
+        """Pending tokens that nothing holds back; a hold leaves those that have been computed once."""
+        return (self.num_computed if self.held else len(self.tokens)) - self.num_fed
+
+    @property
+    def num_plain(self) -> int:
+        """How many leading tokens stand at positions 0, 1, ... and saw exactly those before them, in a main branch."""
+        stop = self.joins[0][0] if self.joins else len(self.tokens)
+        return next((i for i, position in enumerate(self.positions[:stop]) if position != i), stop)
 
     @property
     def decoding(self) -> bool:
@@ -87,6 +105,17 @@ class Branch:
         self.positions.extend(positions)
         self.next_position = positions.stop
 
+    def join(self, children: Sequence["Branch"]) -> None:
+        """See what ``children`` see, from the first token on that has never been fed."""
+        before_S = self.visible.copy()
+        self.slab.join(self.row, [child.row for child in children])
+        self.joins.append((self.num_computed, np.flatnonzero(self.visible & ~before_S)))
+
+    def mark_fed(self, num_tokens: int) -> None:
+        """The KV of the next ``num_tokens`` tokens is in the slab."""
+        self.num_fed += num_tokens
+        self.num_computed = max(self.num_computed, self.num_fed)
+
     def append_draft(self, ids: Sequence[int]) -> None:
         """Pend guesses behind the pending token."""
         self.append(ids)
@@ -107,4 +136,11 @@ class Branch:
             for column in (self.tokens, self.slots, self.positions):
                 del column[num_tokens:]
         self.num_fed = min(self.num_fed, num_tokens)
+        self.num_computed = min(self.num_computed, num_tokens)
+        self.joins = [(min(first, num_tokens), slots) for first, slots in self.joins]
         self.num_draft = 0
+
+    def preempt(self) -> None:
+        """The KV is gone; all tokens wait to be fed again. Guesses are not worth it."""
+        self.accept_draft(0)
+        self.num_fed = 0

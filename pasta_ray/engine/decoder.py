@@ -58,7 +58,13 @@ class Decoder:
                 f"the prompt's {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the model's"
                 f" {self.engine.max_positions} positions; allowed: max_tokens up to {max(0, room)}"
             )
-        run = METHODS[request.method](self.engine, request, self.replica)
+        method = METHODS[request.method]
+        what = (
+            f"the request (prompt {len(request.prompt_ids)}, max_tokens {request.max_tokens}, max_promises"
+            f" {request.max_promises}, by method {request.method!r})"
+        )
+        self.engine.pool.check_fits(method.max_slots(request), what)
+        run = method(self.engine, request, self.replica)
         self._runs[request.id] = run
         self._by_slab[run.main.branch.slab] = run
 

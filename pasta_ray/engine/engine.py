@@ -16,6 +16,8 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
 from pasta_ray.engine.model import DecoderModel
+from pasta_ray.engine.pool import Pool, Tenant
+from pasta_ray.engine.reuse import PrefixReuse
 from pasta_ray.engine.runner import Runner
 from pasta_ray.engine.sampler import SampleRow, sample
 from pasta_ray.engine.scheduler import Feed, RequestFeeds, Scheduler
@@ -39,7 +41,8 @@ class StepOutput:
 
 class Engine:
     """One copy of a model's weights, and the branches decoded with it. ``masks``, bool [num_masks, vocab] with True
-    where a token is allowed, is the bank that constraints point into."""
+    where a token is allowed, is the bank that constraints point into. Requests that ``max_kv_bytes`` has no room for
+    wait their turn, and come back to it when they are preempted: what they give is the same, only later."""
 
     def __init__(self, config: EngineConfig) -> None:
         if config.num_threads is not None:
@@ -61,7 +64,9 @@ class Engine:
         self.masks: torch.Tensor | None = None
         self.scheduler = Scheduler(config.prefill_chunk)
         self.runner = Runner(self.model)
-        self._requests: dict[Slab, list[Branch]] = {}
+        self.pool = Pool(self.model.kv_shape, config.max_kv_bytes)
+        self.prefixes = PrefixReuse(config.prefix_cache_bytes)
+        self._requests: dict[Slab, Tenant] = {}  # in order of arrival
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -90,12 +95,47 @@ class Engine:
     @property
     def num_branches(self) -> int:
         """Branches that are not closed, of all requests."""
-        return sum(not branch.closed for branches in self._requests.values() for branch in branches)
+        return sum(not branch.closed for tenant in self._requests.values() for branch in tenant.branches)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Held by all requests; what the prefix cache holds comes on top."""
+        return sum(slab.kv_bytes for slab in self._requests)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that hold no KV: not admitted yet, or preempted."""
+        return sum(not slab.resident for slab in self._requests)
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a request has lost its KV to an older one."""
+        return self.pool.num_preemptions
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens that were looked up in the prefix cache."""
+        return self.prefixes.num_looked_up
+
+    @property
+    def num_prefix_hits(self) -> int:
+        """Tokens of those that were found, and not prefilled."""
+        return self.prefixes.num_found
 
     @property
     def has_work(self) -> bool:
-        """Whether a step would feed anything."""
-        return bool(self.scheduler.schedule(list(self._requests.values())))
+        """Whether a step would feed anything, or admit a request that waits."""
+        waiting = next((slab for slab in self._requests if not slab.resident), None)
+        admits = waiting is not None and (not self.kv_bytes or self.pool.has_room(waiting, self._tenants))
+        return admits or bool(self.scheduler.schedule(self._resident_branches))
+
+    @property
+    def _tenants(self) -> list[Tenant]:
+        return list(self._requests.values())
+
+    @property
+    def _resident_branches(self) -> list[list[Branch]]:
+        return [tenant.branches for slab, tenant in self._requests.items() if slab.resident]
 
     def open(
         self,
@@ -108,17 +148,19 @@ class Engine:
     ) -> Branch:
         """Start a request with its main branch. Without ``sampling`` the branch only takes the tokens it is fed.
 
-        Raises InputError for a prompt that is empty, too long, or holds ids outside the vocabulary.
+        Never blocks: where there is no room, the request waits for a step that has some. Raises InputError for a prompt
+        that is empty, too long for the model or for ``max_kv_bytes``, or holds ids outside the vocabulary.
         """
         if not prompt_ids:
             raise InputError("the prompt is empty; at least one token is needed")
         if len(prompt_ids) >= self.max_positions:
             raise InputError(f"the prompt has {len(prompt_ids)} tokens; allowed: below {self.max_positions}")
         self._check_ids(prompt_ids)
+        self.pool.check_fits(len(prompt_ids), "the prompt")
         slab = Slab(self.model.kv_shape)
         branch = Branch(path, slab, slab.add_branch(), 0, sampling, constraint, keep_logits)
         branch.append(prompt_ids)
-        self._requests[slab] = [branch]
+        self._requests[slab] = Tenant(slab, [branch], len(prompt_ids))
         return branch
 
     def fork(
@@ -133,33 +175,39 @@ class Engine:
         keep_logits: bool = False,
     ) -> Branch:
         """A child that starts with ``forced`` at the parent's next position and sees what the parent sees now, its
-        pending tokens included. The parent goes on ``gap`` positions later. Copies a row of booleans, never KV."""
+        pending tokens included. The parent goes on ``gap`` positions later. Copies a row of booleans, never KV. Raises
+        InputError where the request outgrows ``max_kv_bytes``."""
         assert forced, "a fork starts with at least one token"
         assert not parent.closed, f"branch {parent.path} is closed"
         assert not parent.num_draft, "a child would see guesses"
         self._check_ids(forced)
         slab = parent.slab
+        self.pool.check_fits(slab.num_slots + len(forced), "the request with this fork")
         row = slab.add_branch(parent.row)
         child = Branch(path, slab, row, parent.next_position, sampling, constraint, keep_logits, parent=parent)
         child.append(forced)
         parent.next_position += gap
-        self._requests[slab].append(child)
+        self._requests[slab].branches.append(child)
         return child
 
     def join(self, branch: Branch, children: Sequence[Branch]) -> None:
-        """``branch`` sees from now on what ``children`` see; so do its pending tokens, and the children's pending
-        tokens are seen too: both may be fed in one step."""
+        """``branch`` sees from now on what ``children``, forked from it, see; so do its pending tokens, and the
+        children's pending tokens are seen too: both may be fed in one step."""
         assert not branch.closed, f"branch {branch.path} is closed"
         assert all(child.slab is branch.slab for child in children), "branches of different requests cannot join"
         assert not any(child.num_draft for child in children), "the branch would see guesses"
+        never_fed = branch.slots[branch.num_computed :]
+        assert not any(child.visible[never_fed].any() for child in children), "tokens would wait for each other"
         if children:
-            branch.slab.join(branch.row, [child.row for child in children])
+            branch.join(children)
 
     def feed(self, branch: Branch, ids: Sequence[int]) -> None:
-        """Append ``ids`` to the branch; they wait for a step."""
+        """Append ``ids`` to the branch; they wait for a step. Raises InputError where the request outgrows
+        ``max_kv_bytes``."""
         assert not branch.closed, f"branch {branch.path} is closed"
         assert not branch.num_draft, "nothing is known to follow a guess"
         self._check_ids(ids)
+        self.pool.check_fits(branch.slab.num_slots + len(ids), "the request with these tokens")
         branch.append(ids)
 
     def draft(self, branch: Branch, ids: Sequence[int]) -> None:
@@ -175,10 +223,13 @@ class Engine:
         most theirs, 1 − D_TV; Daliri et al. bound it below for Gumbel sampling, not for the inverse of the cumulative
         sum that the sampler uses.
 
-        The guess is cut where the constraint forbids a token, and at the model's last position.
+        The guess is cut where the constraint forbids a token, at the model's last position, and where the request
+        would outgrow ``max_kv_bytes``.
         """
         assert branch.draftable, f"branch {branch.path} samples nothing behind a draft in the next step"
         room = max(0, self.max_positions - branch.next_position)
+        if self.pool.max_slots is not None:
+            room = min(room, max(0, self.pool.max_slots - branch.slab.num_slots - 1))
         branch.append_draft(self._allowed(branch.constraint, ids[:room]))
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:
@@ -187,7 +238,7 @@ class Engine:
         branch.rewind(num_tokens)
 
     def hold(self, branch: Branch) -> None:
-        """Keep the branch's pending tokens out of every step until :meth:`release`."""
+        """Keep the branch's tokens that have never been fed out of every step until :meth:`release`."""
         branch.held = True
 
     def release(self, branch: Branch) -> None:
@@ -201,23 +252,45 @@ class Engine:
         branch.settled = False
 
     def close(self, branch: Branch) -> None:
-        """The branch takes no further part; its pending tokens are dropped and seen by nobody. What it has fed stays
-        visible to those who see it, and it may still be joined."""
-        branch.rewind(branch.num_fed)
+        """The branch takes no further part; its tokens that were never fed are dropped and seen by nobody. What was
+        fed stays visible to those who see it, and it may still be joined."""
+        branch.rewind(branch.num_computed)
         branch.closed = True
 
     def free(self, branch: Branch) -> None:
         """End the branch's request, also in mid-decode: close all its branches and release every slot."""
-        for other in self._requests.pop(branch.slab, []):
+        tenant = self._requests.pop(branch.slab, None)
+        if tenant is None:
+            return
+        for other in tenant.branches:
             other.closed = True
+        if tenant.slab.resident:
+            self.prefixes.keep(tenant)
+        self.prefixes.end(tenant)
+        tenant.slab.release()
 
     def step(self) -> list[StepOutput]:
-        """One forward pass over everything that waits; no outputs where nothing does."""
-        batch = self.scheduler.schedule(list(self._requests.values()))
-        if not batch:
-            return []
+        """One forward pass over everything that waits and has room; no outputs where nothing does.
+
+        Raises InputError, before anything is fed, where a request has outgrown ``max_kv_bytes`` by what it sampled: it
+        must be freed, and all others can go on.
+        """
         with torch.inference_mode():
-            return self._commit(batch, self.runner.run(batch))
+            for tenant in self.pool.make_room(self._tenants):
+                self.prefixes.load(tenant)
+            batch = self.scheduler.schedule(self._resident_branches)
+            if not batch:
+                return []
+            outputs = self._commit(batch, self.runner.run(batch))
+            self._keep_prompts(batch)
+            return outputs
+
+    def _keep_prompts(self, batch: list[RequestFeeds]) -> None:
+        """Put the prompts whose last token was just fed where other requests find them."""
+        for feeds in batch:
+            branch, tenant = feeds[0].branch, self._requests[feeds[0].branch.slab]
+            if branch is tenant.main and branch.num_fed - feeds[0].num_tokens < tenant.num_prompt <= branch.num_fed:
+                self.prefixes.keep(tenant)
 
     def _commit(self, batch: list[RequestFeeds], logits_RV: torch.Tensor) -> list[StepOutput]:
         """Mark the batch as fed, and append a sampled token to every branch that has run out."""
@@ -227,10 +300,10 @@ class Engine:
         row = 0
         for feed in feeds:
             branch, num_logits, num_drafted = feed.branch, feed.num_logits, feed.branch.num_draft
-            branch.num_fed += feed.num_tokens
+            branch.mark_fed(feed.num_tokens)
             tokens = _accept(branch, samples[branch]) if branch in samples else ()
             num_rejected = num_drafted + 1 - len(tokens) if tokens else 0
-            logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits else None
+            logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits and num_logits else None
             row += num_logits
             if tokens or logits is not None:
                 outputs.append(StepOutput(branch, tokens, num_drafted, logits))
@@ -267,6 +340,11 @@ class Engine:
                 ahead.advance(token)
             allowed.append(token)
         return allowed
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError where what the engine has written down does not agree with itself."""
+        self.pool.check_integrity(self._tenants)
+        self.prefixes.check_integrity(self._tenants)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:

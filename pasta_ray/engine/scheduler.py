@@ -1,7 +1,10 @@
 """Which pending tokens the next step feeds."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from pasta_ray.engine.branch import Branch
 
@@ -29,10 +32,12 @@ class Feed:
 
     @property
     def num_logits(self) -> int:
-        """How many of the feed's rows, counted from its end, need logits."""
-        if self.branch.keep_logits:
-            return self.num_tokens
-        return 1 + self.branch.num_draft if self.samples else 0
+        """How many of the feed's rows, counted from its end, need logits: of a branch that keeps them, those that
+        have not been handed out before."""
+        branch = self.branch
+        if branch.keep_logits:
+            return min(self.num_tokens, max(0, branch.num_fed + self.num_tokens - branch.num_computed))
+        return 1 + branch.num_draft if self.samples else 0
 
 
 RequestFeeds = list[Feed]  # all feeds of one slab
@@ -40,40 +45,68 @@ RequestFeeds = list[Feed]  # all feeds of one slab
 
 class Scheduler:
     """Every branch with one pending token, and its draft, goes into each step; longer runs share ``prefill_chunk``
-    tokens, first come first served. A token is fed no earlier than every token it sees, in the same step at best."""
+    tokens. A token is fed no earlier than every token it sees, and in the same step at best."""
 
     def __init__(self, prefill_chunk: int) -> None:
         self.prefill_chunk = prefill_chunk
 
     def schedule(self, requests: Sequence[Sequence[Branch]]) -> list[RequestFeeds]:
         """``requests`` are the branches of each slab, oldest request first."""
-        budget = self.prefill_chunk
-        batch = []
-        for branches in requests:
-            feeds = []
-            for branch in branches:
-                num_tokens = branch.num_pending if not branch.held else 0
-                if num_tokens - branch.num_draft > 1:
-                    num_tokens = min(num_tokens, budget)
-                    budget -= num_tokens
-                if num_tokens:
-                    feeds.append(Feed(branch, num_tokens))
-            if feeds := _without_blocked(branches, feeds):
-                batch.append(feeds)
-        return batch
+        runs = {branch: run for branches in requests for branch in branches if (run := branch.num_feedable)}
+        while True:
+            shares = self._share(runs)
+            blocked = [item for branches in requests for item in _blocked(branches, shares)]
+            if not blocked:
+                break
+            runs.update(blocked)
+        batch = ([Feed(branch, shares[branch]) for branch in branches if branch in shares] for branches in requests)
+        return [feeds for feeds in batch if feeds]
+
+    def _share(self, runs: Mapping[Branch, int]) -> dict[Branch, int]:
+        """How many tokens of its run each branch feeds. Half of the chunk is for the oldest run that is longer than
+        that; of the rest, runs that fit whole go first, so that a short one does not wait for a long one's end."""
+        shares = {branch: run for branch, run in runs.items() if run == 1 + branch.num_draft}
+        if len(shares) == len(runs):
+            return shares
+        longer = {branch: run for branch, run in runs.items() if run > 1 and branch not in shares}
+        half = max(1, self.prefill_chunk // 2)
+        oldest = next((branch for branch, run in longer.items() if run > half), None)
+        budget = self.prefill_chunk - (half if oldest else 0)
+        for branch, run in longer.items():
+            if branch is not oldest and run <= budget:
+                shares[branch] = run
+                budget -= run
+        budget += half if oldest else 0
+        for branch, run in longer.items():
+            if branch not in shares and budget:
+                shares[branch] = min(run, budget)
+                budget -= shares[branch]
+        return shares
 
 
-def _without_blocked(branches: Sequence[Branch], feeds: RequestFeeds) -> RequestFeeds:
-    """Leave out feeds that see a slot that will still be empty, until none does."""
-    while feeds:
-        feeding = {feed.branch for feed in feeds}
-        waiting = [*feeds, *(Feed(branch, 0) for branch in branches if branch not in feeding)]
-        empty_slots = [slot for feed in waiting for slot in feed.unfed_slots]
-        if not empty_slots:
-            break
-        # A branch sees its own later tokens in its row, but not in its mask: they block nothing.
-        ready = [f for f in feeds if f.branch.visible[empty_slots].sum() == len(f.unfed_slots)]
-        if len(ready) == len(feeds):
-            break
-        feeds = ready
-    return feeds
+def _blocked(branches: Sequence[Branch], shares: Mapping[Branch, int]) -> list[tuple[Branch, int]]:
+    """The branches that would see a slot which is still empty after this step, with how much of their share would not:
+    what is before the first join that brought such a slot, or nothing."""
+    unfed = [branch for branch in branches if branch.num_pending > shares.get(branch, 0)]
+    if not unfed:
+        return []
+    empty_S = np.zeros_like(unfed[0].visible)
+    for branch in unfed:
+        empty_S[branch.slots[branch.num_fed + shares.get(branch, 0) :]] = True
+    blocked = []
+    for branch in branches:
+        share = shares.get(branch, 0)
+        if share and (num_ready := _num_ready(branch, share, empty_S)) < share:
+            blocked.append((branch, num_ready))
+    return blocked
+
+
+def _num_ready(branch: Branch, share: int, empty_S: npt.NDArray[np.bool_]) -> int:
+    missing_S = branch.visible & empty_S
+    missing_S[branch.slots[branch.num_fed :]] = False  # its row has its own later tokens, its masks have not
+    for first, slots in branch.joins:
+        if first > branch.num_fed:
+            if missing_S[slots].any():
+                share = min(share, first - branch.num_fed)
+            missing_S[slots] = False
+    return 0 if missing_S.any() else share

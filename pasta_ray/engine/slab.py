@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-FIRST_CAPACITY = 256
+FIRST_SLOTS = 256
 FIRST_BRANCHES = 8
 
 
@@ -22,26 +22,43 @@ class KVShape:
     dtype: torch.dtype
     device: torch.device
 
+    @property
+    def bytes_per_slot(self) -> int:
+        """Keys and values of all layers."""
+        return self.num_layers * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
 
 class Slab:
-    """Slots ``[0, end)`` have been assigned, ``[end, capacity)`` never; a slot stays its token's until it is given back
-    or the request ends. ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their
-    tokens stand. ``keys`` and ``values`` hold one [H, S, D] tensor a layer: growing one needs room for one more, not
-    for all."""
+    """Slots ``[0, end)`` have been assigned; a slot stays its token's until it is given back or the request ends.
+    ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their tokens stand. Both
+    hold whether or not the KV is there: ``keys`` and ``values`` have one [H, capacity, D] tensor a layer (growing one
+    needs room for one more, not for all) while the slab is resident, and none while it is not. ``bytes_copied`` counts
+    what growing has cost."""
 
-    def __init__(self, shape: KVShape, capacity: int = FIRST_CAPACITY) -> None:
+    def __init__(self, shape: KVShape) -> None:
         self.shape = shape
         self.end = 0
         self._given_back: list[int] = []  # in order
         self.num_branches = 0
-        self.keys = [self._empty(capacity) for _ in range(shape.num_layers)]
-        self.values = [self._empty(capacity) for _ in range(shape.num_layers)]
-        self.positions_S = np.zeros(capacity, dtype=np.int64)
-        self.visible_BS = np.zeros((FIRST_BRANCHES, capacity), dtype=np.bool_)
+        self.bytes_copied = 0
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.positions_S = np.zeros(FIRST_SLOTS, dtype=np.int64)
+        self.visible_BS = np.zeros((FIRST_BRANCHES, FIRST_SLOTS), dtype=np.bool_)
 
     @property
     def capacity(self) -> int:
-        return self.visible_BS.shape[1]
+        """Slots that there is KV for."""
+        return self.keys[0].shape[1] if self.keys else 0
+
+    @property
+    def resident(self) -> bool:
+        return bool(self.keys)
+
+    @property
+    def kv_bytes(self) -> int:
+        """What the slab holds, used or not."""
+        return self.capacity * self.shape.bytes_per_slot
 
     @property
     def num_slots(self) -> int:
@@ -59,11 +76,13 @@ class Slab:
         return row
 
     def take(self, num_slots: int) -> list[int]:
-        """Assign ``num_slots`` slots: those given back first and in order, so that a lone branch's remain one run."""
+        """Assign ``num_slots`` slots: those given back first and in order, so that a lone branch's remain one run.
+        Their KV may come later, by :meth:`allocate`."""
         reused, self._given_back = self._given_back[:num_slots], self._given_back[num_slots:]
         end = self.end + num_slots - len(reused)
-        if end > self.capacity:
-            self._grow(end)
+        while end > len(self.positions_S):
+            self.positions_S = np.concatenate((self.positions_S, np.zeros_like(self.positions_S)))
+            self.visible_BS = np.concatenate((self.visible_BS, np.zeros_like(self.visible_BS)), axis=1)
         slots = [*reused, *range(self.end, end)]
         self.end = end
         return slots
@@ -77,19 +96,26 @@ class Slab:
         self.visible_BS[:, slots] = False
         self._given_back = sorted(self._given_back + slots)
 
-    def _grow(self, num_slots: int) -> None:
-        capacity = self.capacity
-        while capacity < num_slots:
-            capacity *= 2
-        used = self.end
+    def index(self, slots: list[int]) -> slice | torch.Tensor:
+        """What picks ``slots`` out of a layer's tensors: a slice where they are one run, which is faster."""
+        if slots and slots == list(range(slots[0], slots[0] + len(slots))):
+            return slice(slots[0], slots[0] + len(slots))
+        return torch.tensor(slots, dtype=torch.int64, device=self.shape.device)
+
+    def allocate(self, capacity: int) -> None:
+        """Hold KV for ``capacity`` slots, more than before; what is there stays."""
+        old = self.capacity
+        assert capacity > old, "a slab only grows"
         for tensors in (self.keys, self.values):
+            tensors.extend([self._empty(0)] * (self.shape.num_layers - len(tensors)))
             for layer, old_HSD in enumerate(tensors):
                 tensors[layer] = self._empty(capacity)
-                tensors[layer][:, :used] = old_HSD[:, :used]
-        self.positions_S = np.concatenate((self.positions_S, np.zeros(capacity - self.capacity, dtype=np.int64)))
-        visible_BS = np.zeros((len(self.visible_BS), capacity), dtype=np.bool_)
-        visible_BS[:, :used] = self.visible_BS[:, :used]
-        self.visible_BS = visible_BS
+                tensors[layer][:, :old] = old_HSD
+        self.bytes_copied += old * self.shape.bytes_per_slot
+
+    def release(self) -> None:
+        """Give all KV back."""
+        self.keys, self.values = [], []
 
     def _empty(self, capacity: int) -> torch.Tensor:
         """Zeros, not uninitialised memory: a masked slot's weight is 0, and 0 times NaN is NaN."""

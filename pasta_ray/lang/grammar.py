@@ -14,6 +14,8 @@ from pasta_ray.lang.tags import TagMap
 MAX_COUNT_DIGITS = 3
 MAX_DECODED_COUNT = 99  # of tens of tokens: a body that a model promises takes no more than two digits
 MAX_TOPIC_TOKENS = 12  # a topic of this many tokens takes no more
+# The annotation of one promise at most: three tags, topic and two digits of its head, two tags of its body, a sync.
+MAX_PROMISE_ANNOTATION = 3 + MAX_TOPIC_TOKENS + len(str(MAX_DECODED_COUNT)) + 2 + 1
 MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
 MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
 

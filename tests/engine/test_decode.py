@@ -82,13 +82,22 @@ def test_long_prompt_does_not_stall_a_decoding_branch(engine: Engine) -> None:
 
 
 def test_slab_growth_keeps_the_cache(engine: Engine, reference: PreTrainedModel) -> None:
-    """Guards the copy on growth: an answer that crosses the first capacity of 256 slots goes on as before."""
-    ids = prompt(8, 250)
+    """Guards the copy on growth, and its cost: an answer that crosses two capacities goes on as before, and less is
+    copied than the slab holds in the end."""
+    ids = prompt(8, 60)
     branch = engine.open(ids, sampling=Sampling())
-    assert branch.slab.capacity == 256
     slab = branch.slab
-    assert decode(engine, [branch], 20) == [generate(reference, ids, 20)]
-    assert slab.capacity == 512
+    capacities: set[int] = set()
+    sampled: list[int] = []
+    while len(sampled) < 140:
+        sampled += [token for output in engine.step() for token in output.tokens]
+        capacities.add(slab.capacity)
+    assert engine.kv_bytes == slab.kv_bytes == 256 * slab.shape.bytes_per_slot
+    engine.free(branch)
+    assert sampled == generate(reference, ids, 140)
+    assert capacities == {64, 128, 256}
+    assert slab.bytes_copied == (64 + 128) * slab.shape.bytes_per_slot
+    assert (slab.kv_bytes, engine.kv_bytes) == (0, 0)
 
 
 def test_free_in_mid_decode(engine: Engine) -> None:

@@ -28,12 +28,11 @@ VOCAB = 320
 LETTERS = "abc 127\n<\\é"
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def make_decoder(folder: Path, **settings: int) -> Decoder:
     """A decoder over a random model whose vocabulary is narrowed to a few letters, so that tags are common."""
-    folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB, initializer_range=0.1))
+    save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
     TagMap.after(VOCAB - 6).save(folder)
-    decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16)))
+    decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16, **settings)))
     tokenizer, tags, masks = decoder.engine.tokenizer, decoder.engine.tags, decoder.engine.masks
     assert tags is not None
     assert masks is not None
@@ -41,6 +40,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     masks &= torch.tensor([token in kept for token in range(VOCAB)])
     masks[[Phase.MAIN, Phase.MAIN_OPEN], tokenizer.stop_ids[0]] = False  # it ends only once it may promise no more
     return decoder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return make_decoder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ def test_a_draft_is_no_prefill(engine: Engine) -> None:
     """Guards decoding against a long prompt: drafts are fed whole beside a full prefill chunk."""
     branch = engine.open(prompt(5, 4), sampling=Sampling())
     engine.step()
-    other = engine.open(prompt(6, 100), sampling=Sampling())
+    other = engine.open(prompt(661, 100), sampling=Sampling())
     engine.draft(branch, [1, 2, 3, 4])
     (output,) = engine.step()
     assert (output.branch, output.num_drafted, other.num_fed) == (branch, 4, engine.scheduler.prefill_chunk)

@@ -68,6 +68,11 @@ class Run(ABC):
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
+    @classmethod
+    def max_slots(cls, request: Request) -> int:
+        """The most KV slots that the request can come to need; the end token is the one beyond its ``max_tokens``."""
+        return len(request.prompt_ids) + request.max_tokens + 1
+
     @abstractmethod
     def open_main(self) -> Branch:
         """Open the request on the engine."""

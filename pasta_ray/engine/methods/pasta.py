@@ -7,7 +7,7 @@ from pasta_ray.engine.methods.base import Run, Track
 from pasta_ray.errors import InputError
 from pasta_ray.lang import Document, Promise, Sync, Text
 from pasta_ray.lang.document import CriticalPath, Node
-from pasta_ray.lang.grammar import BodyGrammar, MainGrammar, body_budget
+from pasta_ray.lang.grammar import MAX_PROMISE_ANNOTATION, BodyGrammar, MainGrammar, body_budget
 from pasta_ray.lang.tokens import read_head
 
 
@@ -34,6 +34,10 @@ class PastaRun(Run):
         self._waiting = False
         self._cuts: list[tuple[Track | Sync, int, int]] = []
         super().__init__(engine, request, replica)
+
+    @classmethod
+    def max_slots(cls, request: Request) -> int:
+        return super().max_slots(request) + request.max_promises * MAX_PROMISE_ANNOTATION
 
     def open_main(self) -> Branch:
         return self.engine.open(self.request.prompt_ids, sampling=self.request.sampling, constraint=self._grammar)
