@@ -256,8 +256,9 @@ class Engine:
         row = 0
         for feed in feeds:
             branch, token = feed.branch, tokens.get(feed.branch)
-            logits = logits_RV[row : row + feed.num_logits] if branch.keep_logits and feed.num_logits else None
-            row += feed.num_logits
+            num_logits = feed.num_logits
+            logits = logits_RV[row : row + num_logits] if branch.keep_logits and num_logits else None
+            row += num_logits
             branch.mark_fed(feed.num_tokens)
             if token is not None:
                 branch.append([token])
