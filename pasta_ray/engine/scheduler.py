@@ -1,7 +1,7 @@
 """Which pending tokens the next step feeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,7 @@ import numpy.typing as npt
 from pasta_ray.engine.branch import Branch
 
 
-@dataclass(frozen=True)
-class Feed:
+class Feed(NamedTuple):
     """The first ``num_tokens`` pending tokens of a branch."""
 
     branch: Branch

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.messages import Sampling
+from pasta_ray.errors import InputError
 from tests.engine.conftest import VOCAB, prompt
 from tests.engine.test_memory import SLOT_BYTES
 from tests.engine.test_methods import make_decoder, report, request, run
@@ -159,3 +162,19 @@ def test_crowded_answers_are_the_same_documents(tmp_path: Path) -> None:
     assert crowded.engine.num_preemptions > 10
     crowded.engine.check_integrity()
     assert (crowded.num_slots, crowded.engine.kv_bytes) == (0, 0)
+
+
+def test_the_worst_case_must_fit(tmp_path: Path) -> None:
+    """Guards answers in flight: a request that could outgrow the bound is refused when it comes, with what would be
+    allowed; one that just fits in the worst case runs."""
+    max_slots = 6 + 150 + 1 + 5 * 20 + 5  # prompt, text, end; annotation of five promises; a last token each
+    decoder = make_decoder(tmp_path, max_kv_bytes=max_slots * SLOT_BYTES)
+    with pytest.raises(InputError, match=rf"max_tokens 151, .* for 263 tokens; allowed: .* {max_slots} tokens"):
+        decoder.submit(request(0, max_tokens=151))
+    with pytest.raises(InputError, match="for 282 tokens"):
+        decoder.submit(request(0, max_promises=6, max_branches=5))
+    with pytest.raises(InputError, match="for 264 tokens"):
+        decoder.submit(request(1, "sequential", max_tokens=256))
+    assert decoder.num_requests == 0
+    for number in range(0, 400, 40):
+        report(run(decoder, [request(number)])[f"r{number}"])

@@ -37,7 +37,9 @@ class PastaRun(Run):
 
     @classmethod
     def max_slots(cls, request: Request) -> int:
-        return super().max_slots(request) + request.max_promises * MAX_PROMISE_ANNOTATION
+        """Of the step that reaches ``max_tokens``, every body may have sampled one token more than is wanted."""
+        num_bodies = min(request.max_branches, request.max_promises)
+        return super().max_slots(request) + request.max_promises * MAX_PROMISE_ANNOTATION + num_bodies
 
     def open_main(self) -> Branch:
         return self.engine.open(self.request.prompt_ids, sampling=self.request.sampling, constraint=self._grammar)
