@@ -25,8 +25,12 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="JSONL file of id and instruction.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file of reports; ids already in it are skipped.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="sequential, pasta, …  [default: pasta with an adapter, else sequential]")
+        str | None,
+        typer.Option(help="sequential, pasta, sot or apar.  [default: pasta with an adapter, else sequential]"),
     ] = None,
+    router: Annotated[
+        bool, typer.Option("--router", help="sot: ask the model first if the question suits it.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
@@ -66,6 +70,7 @@ def generate(
         max_tokens=max_tokens,
         max_branches=max_branches,
         sampling=Sampling(temperature, top_p, seed),
+        router=router,
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

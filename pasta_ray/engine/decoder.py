@@ -4,7 +4,6 @@ from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.engine.methods import METHODS, Run
-from pasta_ray.engine.slab import Slab
 from pasta_ray.errors import InputError
 
 
@@ -19,12 +18,11 @@ class Decoder:
         self.replica = replica
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
         self._runs: dict[str, Run] = {}
-        self._by_slab: dict[Slab, Run] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that this engine's model can run."""
-        return tuple(name for name, run in METHODS.items() if self.engine.tags or not run.needs_tags)
+        return tuple(name for name, run in METHODS.items() if run.fits(self.engine.tags))
 
     @property
     def busy(self) -> bool:
@@ -54,31 +52,25 @@ class Decoder:
                 f"the prompt's {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the model's"
                 f" {self.engine.max_positions} positions; allowed: max_tokens up to {max(0, room)}"
             )
-        run = METHODS[request.method](self.engine, request, self.replica)
-        self._runs[request.id] = run
-        self._by_slab[run.main.branch.slab] = run
+        self._runs[request.id] = METHODS[request.method](self.engine, request, self.replica)
 
     def cancel(self, request_id: str) -> None:
         """End a request and free all its slots; its events stop. Unknown ids are fine: it may just have finished."""
-        run = self._runs.get(request_id)
+        run = self._runs.pop(request_id, None)
         if run:
             run.cancel()
-            self._forget(run)
 
     def step(self) -> list[Events]:
         """One engine step; what it brought, one entry for each request that has news."""
+        by_slab = {run.main.branch.slab: run for run in self._runs.values()}
         outputs: dict[Run, list[StepOutput]] = {}
         for output in self.engine.step():
-            outputs.setdefault(self._by_slab[output.branch.slab], []).append(output)
+            outputs.setdefault(by_slab[output.branch.slab], []).append(output)
         news = []
         for run, own in outputs.items():
             events = run.react(own)
             if run.done:
-                self._forget(run)
+                del self._runs[run.request.id]
             if events:
                 news.append(Events(run.request.id, tuple(events)))
         return news
-
-    def _forget(self, run: Run) -> None:
-        del self._runs[run.request.id]
-        del self._by_slab[run.main.branch.slab]
