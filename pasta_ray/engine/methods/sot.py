@@ -126,7 +126,7 @@ class SkeletonRun(Run):
         while self._waiting and num_open < self.request.max_branches and not self.full:
             events += self._start(*self._waiting.pop(0))
             num_open += 1
-        if self._points and not self._waiting:
+        if self._points and not self._waiting and not self.main.finish_reason:
             events += self.end(self.main, "stop")
         return events
 
