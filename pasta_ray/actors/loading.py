@@ -37,11 +37,10 @@ class LoadTokenizer:
 
     def __call__(self) -> TokenizerLike:
         from pasta_ray.engine.tokenizer import Tokenizer
-        from pasta_ray.engine.weights import resolve_adapter, resolve_model
-        from pasta_ray.lang.tags import TAG_FILE, TagMap
+        from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
 
         places = [resolve_model(self.config)]
         if self.config.adapter:
             places.insert(0, resolve_adapter(self.config.adapter))
-        tags = next((TagMap.load(place) for place in places if (place / TAG_FILE).is_file()), None)
+        tags = next(filter(None, map(load_tags, places)), None)
         return Tokenizer.load(places[-1], tags)

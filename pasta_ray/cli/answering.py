@@ -37,10 +37,20 @@ class Options:
     max_branches: int
     sampling: Sampling
     draft: DraftConfig
+    router: bool = False
 
     def request(self, prompt: Prompt, tokenizer: TokenizerLike) -> Request:
         ids = tokenizer.encode_chat([{"role": "user", "content": prompt.instruction}])
-        return Request(prompt.id, tuple(ids), self.method, self.max_tokens, self.max_branches, sampling=self.sampling)
+        return Request(
+            prompt.id,
+            tuple(ids),
+            self.method,
+            self.max_tokens,
+            self.max_branches,
+            sampling=self.sampling,
+            messages=(("user", prompt.instruction),),
+            router=self.router,
+        )
 
 
 def answer_one(config: EngineConfig, options: Options, prompt: Prompt, in_process: bool, as_json: bool) -> None:

@@ -33,8 +33,14 @@ def generate(
     out: Annotated[Path | None, typer.Option(help="JSONL file of reports; ids already in it are skipped.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="sequential, pasta, speculative, …  [default: pasta with an adapter, else sequential]"),
+        typer.Option(
+            help="sequential, speculative, pasta, pasta+speculative, sot or apar."
+            "  [default: pasta with an adapter, else sequential]"
+        ),
     ] = None,
+    router: Annotated[
+        bool, typer.Option("--router", help="sot: ask the model first if the question suits it.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
@@ -90,6 +96,7 @@ def generate(
         max_branches=max_branches,
         sampling=Sampling(temperature, top_p, seed),
         draft=DraftConfig.beside(config, draft_model, max_draft),
+        router=router,
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

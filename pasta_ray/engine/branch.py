@@ -82,7 +82,7 @@ class Branch:
     @property
     def draftable(self) -> bool:
         """Whether the next step samples behind a single pending token, so that guesses may follow it."""
-        return self.decoding and not self.held and self.num_pending == 1
+        return self.decoding and not self.held and self.num_pending == 1 and self.slab.resident
 
     @property
     def draft(self) -> list[int]:

@@ -6,7 +6,6 @@ from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.engine.methods import METHODS, Run
-from pasta_ray.engine.slab import Slab
 from pasta_ray.errors import InputError
 
 
@@ -23,12 +22,11 @@ class Decoder:
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
         self.drafter = make_drafter(engine, draft or DraftConfig())
         self._runs: dict[str, Run] = {}
-        self._by_slab: dict[Slab, Run] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that this engine's model can run."""
-        return tuple(name for name, run in METHODS.items() if self.engine.tags or not run.needs_tags)
+        return tuple(name for name, run in METHODS.items() if run.fits(self.engine.tags))
 
     @property
     def busy(self) -> bool:
@@ -64,9 +62,7 @@ class Decoder:
             f" {request.max_promises}, by method {request.method!r})"
         )
         self.engine.pool.check_fits(method.max_slots(request), what)
-        run = method(self.engine, request, self.replica)
-        self._runs[request.id] = run
-        self._by_slab[run.main.branch.slab] = run
+        self._runs[request.id] = method(self.engine, request, self.replica)
 
     def cancel(self, request_id: str) -> None:
         """End a request and free all its slots; its events stop. Unknown ids are fine: it may just have finished."""
@@ -78,9 +74,10 @@ class Decoder:
     def step(self) -> list[Events]:
         """One engine step; what it brought, one entry for each request that has news."""
         self._draft()
+        by_slab = {run.main.branch.slab: run for run in self._runs.values()}
         outputs: dict[Run, list[StepOutput]] = {}
         for output in self.engine.step():
-            outputs.setdefault(self._by_slab[output.branch.slab], []).append(output)
+            outputs.setdefault(by_slab[output.branch.slab], []).append(output)
         news = []
         for run, own in outputs.items():
             events = run.react(own)
@@ -100,4 +97,3 @@ class Decoder:
     def _forget(self, run: Run) -> None:
         self.drafter.forget([track.branch for track in run.tracks.values()])
         del self._runs[run.request.id]
-        del self._by_slab[run.main.branch.slab]

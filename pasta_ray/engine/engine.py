@@ -354,7 +354,7 @@ class Engine:
 def _sample_rows(branch: Branch) -> list[SampleRow]:
     """How the branch samples behind its last token that is no guess, and behind each guess, were it right."""
     assert branch.sampling is not None
-    ahead = copy(branch.constraint)
+    ahead = copy(branch.constraint) if branch.num_draft else branch.constraint
     rows = []
     for index, token in enumerate([*branch.draft, None], len(branch.tokens) - branch.num_draft):
         rows.append(SampleRow(branch.sampling, branch.path, index, ahead.mask_row if ahead else None))

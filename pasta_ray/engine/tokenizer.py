@@ -9,7 +9,8 @@ from jinja2 import TemplateError
 from transformers import AddedToken, AutoConfig, AutoTokenizer, GenerationConfig
 
 from pasta_ray.errors import InputError, ModelError
-from pasta_ray.lang.tags import TAG_NAMES, TagMap
+from pasta_ray.lang.apar import CONTROL_NAMES
+from pasta_ray.lang.tags import TAG_NAMES, TokenMap
 
 Message = Mapping[str, str]
 
@@ -21,22 +22,22 @@ _SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 class Tokenizer:
     """A model's own tokenizer, made safe for text that comes from outside."""
 
-    def __init__(self, backend: Any, tags: TagMap | None, stop_ids: tuple[int, ...]) -> None:
+    def __init__(self, backend: Any, tags: TokenMap | None, stop_ids: tuple[int, ...]) -> None:
         """``backend`` is a tokenizer of transformers. Tags that it knows as plain words become special to it."""
         self._backend = backend
         self.tags = tags
         self.stop_ids = stop_ids
         known = {token.content: token for token in backend.added_tokens_decoder.values()}
-        plain = [name for name in TAG_NAMES if name in known and not known[name].special]
+        plain = [name for name in (*TAG_NAMES, *CONTROL_NAMES) if name in known and not known[name].special]
         if plain:
             backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
         self._special_ids = {id_: tok.content for id_, tok in backend.added_tokens_decoder.items() if tok.special}
         names = sorted(self._special_ids.values(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        self._tag_names = dict(zip(tags.ids, TAG_NAMES, strict=True)) if tags else {}
+        self._tag_names = dict(zip(tags.ids, tags.names, strict=True)) if tags else {}
 
     @classmethod
-    def load(cls, folder: Path, tags: TagMap | None) -> "Tokenizer":
+    def load(cls, folder: Path, tags: TokenMap | None) -> "Tokenizer":
         """Raises ModelError where the folder holds no tokenizer."""
         try:
             backend = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)

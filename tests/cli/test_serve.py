@@ -68,7 +68,9 @@ def test_a_draft_model_runs_as_the_model_does(tmp_path: Path) -> None:
     config = read_config(None, {"draft_model": "small", "max_draft": 7, "cache_dir": tmp_path, "num_threads": 2})
     draft = config.draft_config()
     assert draft.max_draft == 7
-    assert draft.engine == replace(config.engine_config(), model="small", adapter=None)
+    assert draft.engine == replace(
+        config.engine_config(), model="small", adapter=None, max_kv_bytes=None, prefix_cache_bytes=0
+    )
     assert ServeConfig().draft_config().engine is None
 
 
