@@ -80,8 +80,8 @@ class DraftConfig:
 
     @classmethod
     def beside(cls, target: EngineConfig, model: str | None, max_draft: int) -> "DraftConfig":
-        """Guesses of ``model``, without adapter and else as ``target`` runs; None looks them up in the text. Its KV needs
-        no bound: it follows the requests that hold some of the target's."""
+        """Guesses of ``model``, without adapter and else as ``target`` runs; None looks them up in the text. The
+        model's KV needs no bound of its own: it follows the requests that hold some of the target's."""
         if model is None:
             return cls(None, max_draft)
         return cls(replace(target, model=model, adapter=None, max_kv_bytes=None, prefix_cache_bytes=0), max_draft)

@@ -357,8 +357,8 @@ def _sample_rows(branch: Branch) -> list[SampleRow]:
     ahead = copy(branch.constraint) if branch.num_draft else branch.constraint
     rows = []
     for index, token in enumerate([*branch.draft, None], len(branch.tokens) - branch.num_draft):
-        rows.append(SampleRow(branch.sampling, branch.path, index, ahead.mask_row if ahead else None))
-        if ahead and token is not None:
+        rows.append(SampleRow(branch.sampling, branch.path, index, ahead.mask_row if ahead is not None else None))
+        if ahead is not None and token is not None:
             ahead.advance(token)
     return rows
 

@@ -61,7 +61,7 @@ def test_tag_names_in_a_prompt_start_nothing(pasta: Decoder) -> None:
 def test_the_baseline_is_a_plain_model() -> None:
     """Guards the comparison: baseline-sft has learnt the same answers without tags, and knows none."""
     baseline = Decoder(Engine(EngineConfig(adapter="baseline-sft")))
-    assert baseline.methods == ("sequential",)
+    assert baseline.methods == ("sequential", "speculative", "sot")
     assert ask(baseline, "Name three fruits.", "sequential", 24).text
 
 
