@@ -2,20 +2,27 @@
 
 Greedy: sequential decoding equals `generate` token for token. Replay: documents through fork, step and join give the
 logits of one forward pass with the layout's mask and positions, while other requests decode in the same batches.
+Agreement: the exact engine's greedy answers, and what the same engine in other numerics makes of them.
 
     python benchmarks/parity.py --prompts alpacaeval_dev.jsonl --num 20 --max-tokens 128 --documents documents.jsonl
+    python benchmarks/parity.py --prompts alpacaeval_dev.jsonl --num 20 --max-tokens 128 --agreement --quantization int8
 """
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
+from agreement import agreement
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pasta_ray.engine import Engine, EngineConfig, replay
+from pasta_ray.engine.config import DTYPES, QUANTIZATIONS
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.engine.weights import load_checkpoint, resolve_model
+from pasta_ray.eval.bench.machine import describe_machine
+from pasta_ray.eval.bench.workload import numerics
 from pasta_ray.lang import encode_document, layout, parse
 
 NEAR_TIE = 1e-4
@@ -28,7 +35,7 @@ def greedy(engine: Engine, reference: PreTrainedModel, prompts: list[list[int]],
     while any(not branch.settled for branch in branches):
         for output in engine.step():
             branch = output.branch
-            if output.token in stop_ids or len(branch.tokens) >= len(prompts[branches.index(branch)]) + max_tokens:
+            if output.tokens[-1] in stop_ids or len(branch.tokens) >= len(prompts[branches.index(branch)]) + max_tokens:
                 engine.settle(branch)
     result = {"prompts": len(prompts), "tokens": 0, "equal": 0, "differ_at_near_tie": 0, "differ": 0}
     for ids, branch in zip(prompts, branches, strict=True):
@@ -76,10 +83,15 @@ def merged_model(config: EngineConfig) -> PreTrainedModel:
     if checkpoint.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)  # the base's own, without the tags' rows
     checkpoint.config.vocab_size = tensors["model.embed_tokens.weight"].shape[0]
-    model = LlamaForCausalLM(checkpoint.config)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     model.load_state_dict(tensors, strict=False)
     model.tie_weights()
     return model.eval()
+
+
+def read_chats(path: Path, num: int, engine: Engine) -> list[list[int]]:
+    records = [json.loads(line) for line in path.open(encoding="utf-8")][:num]
+    return [engine.tokenizer.encode_chat([{"role": "user", "content": r["instruction"]}]) for r in records]
 
 
 def main() -> None:
@@ -90,15 +102,26 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--model", default=EngineConfig.model)
     parser.add_argument("--adapter", default="pasta")
+    parser.add_argument("--agreement", action="store_true", help="other numerics against exact ones, on --prompts")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, help="of the other numerics")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the other numerics")
     args = parser.parse_args()
+    if args.agreement and not args.prompts:
+        parser.error("--agreement needs --prompts")
+    if not args.agreement and (args.quantization or args.dtype != "float32"):
+        parser.error("--quantization and --dtype go with --agreement; all else is exact")
     result: dict[str, object] = {}
-    if args.prompts:
+    if args.agreement:
+        exact = Engine(EngineConfig(model=args.model))
+        other = Engine(EngineConfig(model=args.model, dtype=args.dtype, quantization=args.quantization))
+        prompts = read_chats(args.prompts, args.num, exact)
+        found = agreement(exact, other, prompts, args.max_tokens)
+        result["agreement"] = found | {"numerics": numerics(other.config)}
+    elif args.prompts:
         config = EngineConfig(model=args.model)
         engine = Engine(config)
         reference = AutoModelForCausalLM.from_pretrained(resolve_model(config), dtype=torch.float32).eval()
-        records = [json.loads(line) for line in args.prompts.open(encoding="utf-8")][: args.num]
-        chats = [engine.tokenizer.encode_chat([{"role": "user", "content": r["instruction"]}]) for r in records]
-        result["greedy"] = greedy(engine, reference, chats, args.max_tokens)
+        result["greedy"] = greedy(engine, reference, read_chats(args.prompts, args.num, engine), args.max_tokens)
     if args.documents:
         config = EngineConfig(model=args.model, adapter=args.adapter)
         engine, reference = Engine(config), merged_model(config)
@@ -116,7 +139,7 @@ def main() -> None:
             )
             print(number, worst, flush=True)
         result["replay"] = {"documents": len(records), "max_abs_difference": worst}
-    print(json.dumps(result, indent=2))
+    print(json.dumps({"machine": asdict(describe_machine())} | result, indent=2))
 
 
 if __name__ == "__main__":

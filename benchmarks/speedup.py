@@ -11,20 +11,15 @@ them, both greedy. Medians and geometric means of one run; run it on a quiet mac
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Finished, Report, Request
+from pasta_ray.eval.bench.machine import describe_machine
 from pasta_ray.lang import TAG_NAMES, parse
 from pasta_ray.train.annotate import repetition
 from pasta_ray.train.annotators.syntax import has_structure
@@ -105,19 +100,6 @@ def _ms_per_step(report: Report) -> float:
     return 1000 * (report.timing.wall_s - report.timing.prefill_s) / max(1, report.parallel.critical_path - 1)
 
 
-def machine() -> dict[str, object]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout
-    return {
-        "commit": commit.strip(),
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "transformers": version("transformers"),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL with id, instruction and reference_output")
@@ -139,7 +121,7 @@ def main() -> None:
         prompts = [prompts[i * len(prompts) // args.limit] for i in range(args.limit)]
     options = {"model": args.model, "dtype": args.dtype, "num_threads": args.threads}
     pasta = Decoder(Engine(EngineConfig(adapter=args.adapter, **options)))
-    result: dict[str, object] = {"command": " ".join(sys.argv), "machine": machine()}
+    result: dict[str, object] = {"command": " ".join(sys.argv), "machine": asdict(describe_machine())}
     if args.structure_only:
         reports = decode(pasta, "pasta", prompts, args.batch, args.max_tokens)
     else:

@@ -1,11 +1,11 @@
 """What a process loads for its part: a replica its decoder, a client of replicas only the tokenizer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pasta_ray.actors.messages import DecoderLike
-from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.config import DraftConfig, EngineConfig
 
 
 class TokenizerLike(Protocol):
@@ -20,12 +20,13 @@ class LoadDecoder:
     """Called in a replica's own process; the weights are read from the machine's cache folder."""
 
     config: EngineConfig
+    draft: DraftConfig = field(default_factory=DraftConfig)
 
     def __call__(self, replica: str) -> DecoderLike:
         from pasta_ray.engine import Engine
         from pasta_ray.engine.decoder import Decoder
 
-        return Decoder(Engine(self.config), replica)
+        return Decoder(Engine(self.config), replica, self.draft)
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,10 @@ class LoadTokenizer:
 
     def __call__(self) -> TokenizerLike:
         from pasta_ray.engine.tokenizer import Tokenizer
-        from pasta_ray.engine.weights import resolve_adapter, resolve_model
-        from pasta_ray.lang.tags import TAG_FILE, TagMap
+        from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
 
         places = [resolve_model(self.config)]
         if self.config.adapter:
             places.insert(0, resolve_adapter(self.config.adapter))
-        tags = next((TagMap.load(place) for place in places if (place / TAG_FILE).is_file()), None)
+        tags = next(filter(None, map(load_tags, places)), None)
         return Tokenizer.load(places[-1], tags)

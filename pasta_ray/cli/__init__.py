@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
+from pasta_ray.cli.bench import bench_app
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
 from pasta_ray.cli.serve import serve
@@ -23,6 +24,7 @@ app.command()(generate)
 app.command()(parse)
 app.command()(annotate)
 app.add_typer(train_app, name="train")
+app.add_typer(bench_app, name="bench")
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -17,7 +17,7 @@ from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.loading import LoadDecoder, LoadTokenizer, TokenizerLike
 from pasta_ray.actors.reading import Reader
 from pasta_ray.cli.prompts import Prompt, answer_line
-from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.config import DraftConfig, EngineConfig
 from pasta_ray.engine.messages import Events, Report, Request, Sampling
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
@@ -36,17 +36,28 @@ class Options:
     max_tokens: int
     max_branches: int
     sampling: Sampling
+    draft: DraftConfig
+    router: bool = False
 
     def request(self, prompt: Prompt, tokenizer: TokenizerLike) -> Request:
         ids = tokenizer.encode_chat([{"role": "user", "content": prompt.instruction}])
-        return Request(prompt.id, tuple(ids), self.method, self.max_tokens, self.max_branches, sampling=self.sampling)
+        return Request(
+            prompt.id,
+            tuple(ids),
+            self.method,
+            self.max_tokens,
+            self.max_branches,
+            sampling=self.sampling,
+            messages=(("user", prompt.instruction),),
+            router=self.router,
+        )
 
 
 def answer_one(config: EngineConfig, options: Options, prompt: Prompt, in_process: bool, as_json: bool) -> None:
     """Print the answer's text as it becomes readable, or its report."""
 
     async def run() -> Report:
-        async with _source(config, in_process) as (source, tokenizer):
+        async with _source(config, options.draft, in_process) as (source, tokenizer):
             show = _ignore if as_json else _show
             return await _answer(source, options.request(prompt, tokenizer), show)
 
@@ -67,7 +78,7 @@ def answer_all(
     refused: list[str] = []
 
     async def run() -> None:
-        async with _source(config, in_process) as (source, tokenizer):
+        async with _source(config, options.draft, in_process) as (source, tokenizer):
             with _lines_to(out) as file, _progress(len(prompts)) as advance:
                 waiting = iter(prompts)
 
@@ -106,27 +117,29 @@ async def _answer(source: Source, request: Request, show: Callable[[str], None])
 
 
 @asynccontextmanager
-async def _source(config: EngineConfig, in_process: bool) -> AsyncIterator[tuple[Source, TokenizerLike]]:
+async def _source(
+    config: EngineConfig, draft: DraftConfig, in_process: bool
+) -> AsyncIterator[tuple[Source, TokenizerLike]]:
     with Console(stderr=True).status(f"loading {config.model}"):
         if in_process:
-            source, tokenizer = _load(config)
+            source, tokenizer = _load(config, draft)
         else:
-            source, tokenizer = await _start(config)
+            source, tokenizer = await _start(config, draft)
     yield source, tokenizer
 
 
-def _load(config: EngineConfig) -> tuple[Source, TokenizerLike]:
-    return DecodeLoop(LoadDecoder(config)), LoadTokenizer(config)()
+def _load(config: EngineConfig, draft: DraftConfig) -> tuple[Source, TokenizerLike]:
+    return DecodeLoop(LoadDecoder(config, draft)), LoadTokenizer(config)()
 
 
-async def _start(config: EngineConfig) -> tuple[Source, TokenizerLike]:
+async def _start(config: EngineConfig, draft: DraftConfig) -> tuple[Source, TokenizerLike]:
     from pasta_ray.actors.cluster import Cluster
     from pasta_ray.actors.messages import ClusterSpec
     from pasta_ray.cli.ray_session import connect
 
     connect()
     tokenizer = LoadTokenizer(config)()  # which also fetches a model that is not there yet
-    cluster = Cluster.start(ClusterSpec(LoadDecoder(config)))
+    cluster = Cluster.start(ClusterSpec(LoadDecoder(config, draft)))
     await cluster.wait_ready()
     return cluster, tokenizer
 

@@ -13,6 +13,13 @@ DEFAULT_ADAPTER = "pasta"
 NO_ADAPTER = "none"
 
 
+class Quantization(StrEnum):
+    """Of the weights."""
+
+    none = "none"
+    int8 = "int8"
+
+
 class Dtype(StrEnum):
     """Of the weights."""
 
@@ -25,8 +32,15 @@ def generate(
     prompts: Annotated[Path | None, typer.Option(help="JSONL file of id and instruction.")] = None,
     out: Annotated[Path | None, typer.Option(help="JSONL file of reports; ids already in it are skipped.")] = None,
     method: Annotated[
-        str | None, typer.Option(help="sequential, pasta, …  [default: pasta with an adapter, else sequential]")
+        str | None,
+        typer.Option(
+            help="sequential, speculative, pasta, pasta+speculative, sot or apar."
+            "  [default: pasta with an adapter, else sequential]"
+        ),
     ] = None,
+    router: Annotated[
+        bool, typer.Option("--router", help="sot: ask the model first if the question suits it.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
@@ -34,8 +48,13 @@ def generate(
     max_branches: Annotated[int, typer.Option(min=1, help="Bodies decoded at the same time, at most.")] = 16,
     model: Annotated[str, typer.Option(help="A name, a folder, a .gguf file or a hub id.")] = "smollm2-135m-instruct",
     adapter: Annotated[str, typer.Option(help="A folder, a shipped name, or none.")] = DEFAULT_ADAPTER,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Guesses for speculative methods.  [default: looked up in the text so far]")
+    ] = None,
+    max_draft: Annotated[int, typer.Option(help="Tokens that a branch guesses in a step, at most.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = Dtype.float32,
+    quantization: Annotated[Quantization, typer.Option(help="Of the weights.")] = Quantization.none,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; torch's own choice unless given.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Prompts at the same time; 1 gives a truthful wall time.")] = 1,
     in_process: Annotated[bool, typer.Option(help="Decode in this process, or in a replica of a Ray cluster.")] = True,
@@ -56,16 +75,28 @@ def generate(
         return
 
     from pasta_ray.cli import answering
-    from pasta_ray.engine.config import EngineConfig
+    from pasta_ray.engine.config import DraftConfig, EngineConfig
     from pasta_ray.engine.messages import Sampling
 
     adapter_name = None if adapter == NO_ADAPTER else adapter
-    config = EngineConfig(model=model, adapter=adapter_name, device=device, dtype=dtype.value, num_threads=threads)
+    config = EngineConfig(
+        model=model,
+        adapter=adapter_name,
+        device=device,
+        dtype=dtype.value,
+        quantization=None if quantization == Quantization.none else quantization.value,
+        num_threads=threads,
+    )
+    method = method or ("pasta" if adapter_name else "sequential")
+    if draft_model is not None and "speculative" not in method:
+        raise InputError(f"--draft-model goes with a speculative method, not with {method!r}")
     options = answering.Options(
-        method=method or ("pasta" if adapter_name else "sequential"),
+        method=method,
         max_tokens=max_tokens,
         max_branches=max_branches,
         sampling=Sampling(temperature, top_p, seed),
+        draft=DraftConfig.beside(config, draft_model, max_draft),
+        router=router,
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

@@ -33,7 +33,14 @@ def serve(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU that can]")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica.")] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(help="Guesses for speculative methods.  [default: looked up in the text so far]")
+    ] = None,
+    max_draft: Annotated[int | None, typer.Option(help="Tokens that a branch guesses in a step.  [default: 4]")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The name that clients send.")] = None,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join; local always starts one.  [default: join or start]")
@@ -48,7 +55,10 @@ def serve(
         "replicas": replicas,
         "device": device,
         "dtype": dtype,
+        "quantization": quantization,
         "num_threads": threads,
+        "draft_model": draft_model,
+        "max_draft": max_draft,
         "served_model_name": served_model_name,
     }
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

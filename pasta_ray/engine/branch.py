@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,10 @@ from pasta_ray.engine.slab import Slab
 
 
 class Constraint(Protocol):
-    """A grammar's place in one branch: which row of the engine's mask bank holds now, and how it moves on."""
+    """A grammar's place in one branch: which row of the engine's mask bank holds now, and how it moves on.
+
+    A shallow copy moves on by itself: it is led along a draft.
+    """
 
     @property
     def mask_row(self) -> int: ...
@@ -20,14 +24,20 @@ class Constraint(Protocol):
     def advance(self, token: int) -> None: ...
 
 
+def num_equal(guesses: Sequence[int], tokens: Sequence[int]) -> int:
+    """How many guesses, counted from the first, are what came."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(guesses, tokens, strict=False)))
+
+
 @dataclass(eq=False)
 class Branch:
     """``tokens``, ``slots`` and ``positions`` have one entry for each token appended to this branch itself.
 
-    ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step. A preempted request
-    starts anew at ``num_fed == 0``; ``[0, num_computed)`` have been fed at some time, so that others may have seen
-    them, and what they gave has been handed out. ``joins`` are pairs: the index of the first token that saw what a join
-    brought, and the slots that were new by it.
+    ``[0, num_fed)`` have their KV in the slab, ``[num_fed, len)`` are pending and wait for a step; of these the last
+    ``num_draft`` are guesses. A preempted request starts anew at ``num_fed == 0``; ``[0, num_computed)`` have been fed
+    at some time, so that others may have seen them, and what they gave has been handed out. ``joins`` are pairs: the
+    index of the first token that saw what a join brought, and the slots that were new by it. ``parent`` is the branch
+    that it was forked from.
     """
 
     path: str
@@ -43,6 +53,8 @@ class Branch:
     joins: list[tuple[int, npt.NDArray[np.int64]]] = field(default_factory=list)
     num_fed: int = 0
     num_computed: int = 0
+    num_draft: int = 0
+    parent: "Branch | None" = field(default=None, repr=False)
     settled: bool = False
     held: bool = False
     closed: bool = False
@@ -68,6 +80,15 @@ class Branch:
         return self.sampling is not None and not self.settled and not self.closed
 
     @property
+    def draftable(self) -> bool:
+        """Whether the next step samples behind a single pending token, so that guesses may follow it."""
+        return self.decoding and not self.held and self.num_pending == 1 and self.slab.resident
+
+    @property
+    def draft(self) -> list[int]:
+        return self.tokens[len(self.tokens) - self.num_draft :]
+
+    @property
     def visible(self) -> npt.NDArray[np.bool_]:
         """This branch's row over the slab's slots, bool [capacity]; pending tokens included."""
         row: npt.NDArray[np.bool_] = self.slab.visible_BS[self.row]
@@ -76,11 +97,11 @@ class Branch:
     def append(self, ids: Sequence[int]) -> None:
         """Pend ``ids`` behind what is there: slots and positions are theirs from now on."""
         slots = self.slab.take(len(ids))
-        self.slab.visible_BS[self.row, slots.start : slots.stop] = True
+        self.slab.visible_BS[self.row, slots] = True
         self.tokens.extend(ids)
         self.slots.extend(slots)
         positions = range(self.next_position, self.next_position + len(ids))
-        self.slab.positions_S[slots.start : slots.stop] = positions
+        self.slab.positions_S[slots] = positions
         self.positions.extend(positions)
         self.next_position = positions.stop
 
@@ -88,16 +109,41 @@ class Branch:
         """See what ``children`` see, from the first token on that has never been fed."""
         before_S = self.visible.copy()
         self.slab.join(self.row, [child.row for child in children])
-        self.joins.append((self.num_computed, np.flatnonzero(self.visible & ~before_S)))
+        brought = np.flatnonzero(self.visible & ~before_S)
+        # A slot that an earlier join brought and its branch gave back has another token now, which came by this join.
+        self.joins = [(first, np.setdiff1d(slots, brought)) for first, slots in self.joins]
+        self.joins.append((self.num_computed, brought))
 
     def mark_fed(self, num_tokens: int) -> None:
         """The KV of the next ``num_tokens`` tokens is in the slab."""
         self.num_fed += num_tokens
         self.num_computed = max(self.num_computed, self.num_fed)
 
-    def drop_pending(self) -> None:
-        """Forget the tokens that have never been fed: no branch will ever see them."""
-        if len(self.tokens) > self.num_computed:
-            self.slab.forget(self.slots[self.num_computed :])
+    def append_draft(self, ids: Sequence[int]) -> None:
+        """Pend guesses behind the pending token."""
+        self.append(ids)
+        self.num_draft = len(ids)
+
+    def accept_draft(self, num_accepted: int) -> None:
+        """The draft's first ``num_accepted`` tokens are tokens like others from now on; the rest has never been."""
+        num_tokens = len(self.tokens) - self.num_draft + num_accepted
+        self.num_draft = 0
+        self.rewind(num_tokens)
+
+    def rewind(self, num_tokens: int) -> None:
+        """Forget all but the first ``num_tokens`` tokens: no branch sees them any more, and their slots are reused."""
+        dropped = self.slots[num_tokens:]
+        if dropped:
+            self.slab.give_back(dropped)
+            self.next_position -= len(dropped)
             for column in (self.tokens, self.slots, self.positions):
-                del column[self.num_computed :]
+                del column[num_tokens:]
+        self.num_fed = min(self.num_fed, num_tokens)
+        self.num_computed = min(self.num_computed, num_tokens)
+        self.joins = [(min(first, num_tokens), slots) for first, slots in self.joins]
+        self.num_draft = 0
+
+    def preempt(self) -> None:
+        """The KV is gone; all tokens wait to be fed again. Guesses are not worth it."""
+        self.accept_draft(0)
+        self.num_fed = 0

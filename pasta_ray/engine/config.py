@@ -1,7 +1,7 @@
 """What an engine is made of: model, adapter, device. Frozen, and checked where it is made."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pasta_ray.errors import InputError
@@ -10,6 +10,7 @@ DEFAULT_MODEL = "smollm2-135m-instruct"
 DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
+MAX_DRAFT = 32
 MEBIBYTE = 2**20
 
 
@@ -66,3 +67,25 @@ class EngineConfig:
             raise InputError(f"max_kv_bytes is {self.max_kv_bytes}; allowed: 1 or more, or None")
         if self.prefix_cache_bytes < 0:
             raise InputError(f"prefix_cache_bytes is {self.prefix_cache_bytes}; allowed: 0 or more")
+
+
+@dataclass(frozen=True)
+class DraftConfig:
+    """How speculative methods guess: with ``engine``, a smaller model of the same vocabulary, or, where that is None,
+    with what the prompt and the answer hold already. ``max_draft`` bounds the tokens that a branch guesses in a step.
+    """
+
+    engine: EngineConfig | None = None
+    max_draft: int = 4
+
+    @classmethod
+    def beside(cls, target: EngineConfig, model: str | None, max_draft: int) -> "DraftConfig":
+        """Guesses of ``model``, without adapter and else as ``target`` runs; None looks them up in the text. Its KV
+        needs no bound: it follows the requests that hold some of the target's."""
+        if model is None:
+            return cls(None, max_draft)
+        return cls(replace(target, model=model, adapter=None, max_kv_bytes=None, prefix_cache_bytes=0), max_draft)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_draft <= MAX_DRAFT:
+            raise InputError(f"max_draft is {self.max_draft}; allowed: 1 to {MAX_DRAFT}")

@@ -1,30 +1,32 @@
 """Many requests over one engine, each by its own method: what a replica runs, and what `generate` runs in-process."""
 
+from pasta_ray.engine.config import DraftConfig
+from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.engine.methods import METHODS, Run
-from pasta_ray.engine.slab import Slab
 from pasta_ray.errors import InputError
 
 
 class Decoder:
     """``submit`` requests, then ``step`` until none is busy. Single-threaded, like the engine it drives.
 
-    ``replica`` names this decoder in reports.
+    ``replica`` names this decoder in reports, ``draft`` says how its speculative methods guess. Raises ModelError where
+    the draft's model does not load, or has another vocabulary.
     """
 
-    def __init__(self, engine: Engine, replica: str = "local") -> None:
+    def __init__(self, engine: Engine, replica: str = "local", draft: DraftConfig | None = None) -> None:
         self.engine = engine
         self.replica = replica
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
+        self.drafter = make_drafter(engine, draft or DraftConfig())
         self._runs: dict[str, Run] = {}
-        self._by_slab: dict[Slab, Run] = {}
 
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that this engine's model can run."""
-        return tuple(name for name, run in METHODS.items() if self.engine.tags or not run.needs_tags)
+        return tuple(name for name, run in METHODS.items() if run.fits(self.engine.tags))
 
     @property
     def busy(self) -> bool:
@@ -32,7 +34,7 @@ class Decoder:
 
     @property
     def num_slots(self) -> int:
-        return self.engine.num_slots
+        return self.engine.num_slots + self.drafter.num_slots
 
     @property
     def num_branches(self) -> int:
@@ -60,9 +62,7 @@ class Decoder:
             f" {request.max_promises}, by method {request.method!r})"
         )
         self.engine.pool.check_fits(method.max_slots(request), what)
-        run = method(self.engine, request, self.replica)
-        self._runs[request.id] = run
-        self._by_slab[run.main.branch.slab] = run
+        self._runs[request.id] = method(self.engine, request, self.replica)
 
     def cancel(self, request_id: str) -> None:
         """End a request and free all its slots; its events stop. Unknown ids are fine: it may just have finished."""
@@ -73,9 +73,11 @@ class Decoder:
 
     def step(self) -> list[Events]:
         """One engine step; what it brought, one entry for each request that has news."""
+        self._draft()
+        by_slab = {run.main.branch.slab: run for run in self._runs.values()}
         outputs: dict[Run, list[StepOutput]] = {}
         for output in self.engine.step():
-            outputs.setdefault(self._by_slab[output.branch.slab], []).append(output)
+            outputs.setdefault(by_slab[output.branch.slab], []).append(output)
         news = []
         for run, own in outputs.items():
             events = run.react(own)
@@ -85,6 +87,13 @@ class Decoder:
                 news.append(Events(run.request.id, tuple(events)))
         return news
 
+    def _draft(self) -> None:
+        """Guesses for all branches that use them, made together."""
+        rooms = {branch: room for run in self._runs.values() for branch, room in run.drafting().items()}
+        guesses = self.drafter.propose(list(rooms)) if rooms else []
+        for (branch, room), ids in zip(rooms.items(), guesses, strict=True):
+            self.engine.draft(branch, ids[:room])
+
     def _forget(self, run: Run) -> None:
+        self.drafter.forget([track.branch for track in run.tracks.values()])
         del self._runs[run.request.id]
-        del self._by_slab[run.main.branch.slab]

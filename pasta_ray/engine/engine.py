@@ -4,15 +4,18 @@ Everything here runs in one thread: none of the methods may be called while anot
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import torch
 
-from pasta_ray.engine.branch import Branch, Constraint
+from pasta_ray.engine.branch import Branch, Constraint, num_equal
 from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
-from pasta_ray.engine.model import LlamaModel
+from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
 from pasta_ray.engine.reuse import PrefixReuse
 from pasta_ray.engine.runner import Runner
@@ -26,11 +29,13 @@ from pasta_ray.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
-    """What a step gave a branch: ``token``, sampled behind all that was pending and now pending itself, and
-    for a branch with ``keep_logits`` the float32 [num fed, vocab] ``logits`` behind every token fed."""
+    """What a step gave a branch: ``tokens``, the accepted ones of its draft of ``num_drafted`` and the one sampled
+    behind them, which is pending now; none where tokens still wait to be fed. And for a branch with ``keep_logits`` the
+    float32 [num fed, vocab] ``logits`` behind every token fed, rejected ones apart."""
 
     branch: Branch
-    token: int | None
+    tokens: tuple[int, ...]
+    num_drafted: int
     logits: torch.Tensor | None
 
 
@@ -47,8 +52,14 @@ class Engine:
         self.tags = self._checkpoint.tags
         with torch.inference_mode():
             tensors = self._checkpoint.take_tensors()
-            self.model = LlamaModel(
-                self._checkpoint.config, tensors, getattr(torch, config.dtype), torch.device(config.device)
+            kernels = choose_kernels(config)
+            self.model = DecoderModel(
+                self._checkpoint.config,
+                tensors,
+                getattr(torch, config.dtype),
+                torch.device(config.device),
+                kernels.make_linear,
+                kernels.make_ops,
             )
         self.masks: torch.Tensor | None = None
         self.scheduler = Scheduler(config.prefill_chunk)
@@ -168,10 +179,12 @@ class Engine:
         InputError where the request outgrows ``max_kv_bytes``."""
         assert forced, "a fork starts with at least one token"
         assert not parent.closed, f"branch {parent.path} is closed"
+        assert not parent.num_draft, "a child would see guesses"
         self._check_ids(forced)
         slab = parent.slab
         self.pool.check_fits(slab.num_slots + len(forced), "the request with this fork")
-        child = Branch(path, slab, slab.add_branch(parent.row), parent.next_position, sampling, constraint, keep_logits)
+        row = slab.add_branch(parent.row)
+        child = Branch(path, slab, row, parent.next_position, sampling, constraint, keep_logits, parent=parent)
         child.append(forced)
         parent.next_position += gap
         self._requests[slab].branches.append(child)
@@ -182,6 +195,7 @@ class Engine:
         children's pending tokens are seen too: both may be fed in one step."""
         assert not branch.closed, f"branch {branch.path} is closed"
         assert all(child.slab is branch.slab for child in children), "branches of different requests cannot join"
+        assert not any(child.num_draft for child in children), "the branch would see guesses"
         never_fed = branch.slots[branch.num_computed :]
         assert not any(child.visible[never_fed].any() for child in children), "tokens would wait for each other"
         if children:
@@ -191,9 +205,37 @@ class Engine:
         """Append ``ids`` to the branch; they wait for a step. Raises InputError where the request outgrows
         ``max_kv_bytes``."""
         assert not branch.closed, f"branch {branch.path} is closed"
+        assert not branch.num_draft, "nothing is known to follow a guess"
         self._check_ids(ids)
         self.pool.check_fits(branch.slab.num_slots + len(ids), "the request with these tokens")
         branch.append(ids)
+
+    def draft(self, branch: Branch, ids: Sequence[int]) -> None:
+        """Guess that the branch samples ``ids`` next. The next step feeds them behind the pending token and samples
+        behind each as decoding one by one would, with the same random number and mask: what equals the guess is
+        accepted, and the first sample that differs takes its place. So several tokens may come of one step, and
+        they are those that would have come without a draft, whatever was guessed.
+
+        Speculative decoding is Leviathan et al. 2023 (arXiv 2211.17192). Their acceptance rule keeps the target's
+        distribution; this one keeps its very samples, a coupling by common random numbers, which Daliri et al. 2024
+        (arXiv 2408.07978) call drafter-invariant. A given guess is accepted with its probability under the target:
+        for a drafter without randomness that is Leviathan's rate. For one that samples with the same numbers it is at
+        most theirs, 1 − D_TV; Daliri et al. bound it below for Gumbel sampling, not for the inverse of the cumulative
+        sum that the sampler uses.
+
+        The guess is cut where the constraint forbids a token, at the model's last position, and where the request
+        would outgrow ``max_kv_bytes``.
+        """
+        assert branch.draftable, f"branch {branch.path} samples nothing behind a draft in the next step"
+        room = max(0, self.max_positions - branch.next_position)
+        if self.pool.max_slots is not None:
+            room = min(room, max(0, self.pool.max_slots - branch.slab.num_slots - 1))
+        branch.append_draft(self._allowed(branch.constraint, ids[:room]))
+
+    def rewind(self, branch: Branch, num_tokens: int) -> None:
+        """Forget all of the branch's tokens but the first ``num_tokens``; their slots are used again."""
+        assert not branch.closed, f"branch {branch.path} is closed"
+        branch.rewind(num_tokens)
 
     def hold(self, branch: Branch) -> None:
         """Keep the branch's tokens that have never been fed out of every step until :meth:`release`."""
@@ -203,13 +245,16 @@ class Engine:
         branch.held = False
 
     def settle(self, branch: Branch) -> None:
-        """Sample nothing more for the branch; what is pending is still fed."""
+        """Sample nothing more for the branch until :meth:`resume`; what is pending is still fed."""
         branch.settled = True
+
+    def resume(self, branch: Branch) -> None:
+        branch.settled = False
 
     def close(self, branch: Branch) -> None:
         """The branch takes no further part; its tokens that were never fed are dropped and seen by nobody. What was
         fed stays visible to those who see it, and it may still be joined."""
-        branch.drop_pending()
+        branch.rewind(branch.num_computed)
         branch.closed = True
 
     def free(self, branch: Branch) -> None:
@@ -250,32 +295,51 @@ class Engine:
     def _commit(self, batch: list[RequestFeeds], logits_RV: torch.Tensor) -> list[StepOutput]:
         """Mark the batch as fed, and append a sampled token to every branch that has run out."""
         feeds = [feed for request in batch for feed in request]
-        sampling = [feed for feed in feeds if feed.samples]
-        tokens = dict(zip((feed.branch for feed in sampling), self._sample(feeds, sampling, logits_RV), strict=True))
+        samples = self._sample(feeds, logits_RV)
         outputs = []
         row = 0
         for feed in feeds:
-            branch, token = feed.branch, tokens.get(feed.branch)
-            num_logits = feed.num_logits
-            logits = logits_RV[row : row + num_logits] if branch.keep_logits and num_logits else None
-            row += num_logits
+            branch, num_logits, num_drafted = feed.branch, feed.num_logits, feed.branch.num_draft
             branch.mark_fed(feed.num_tokens)
-            if token is not None:
-                branch.append([token])
-                if branch.constraint is not None:
-                    branch.constraint.advance(token)
-            if token is not None or logits is not None:
-                outputs.append(StepOutput(branch, token, logits))
+            tokens = _accept(branch, samples[branch]) if branch in samples else ()
+            num_rejected = num_drafted + 1 - len(tokens) if tokens else 0
+            logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits and num_logits else None
+            row += num_logits
+            if tokens or logits is not None:
+                outputs.append(StepOutput(branch, tokens, num_drafted, logits))
         return outputs
 
-    def _sample(self, feeds: list[Feed], sampling: list[Feed], logits_RV: torch.Tensor) -> list[int]:
-        if not sampling:
-            return []
-        if len(sampling) != len(logits_RV):
-            last_rows = torch.tensor([feed.num_logits for feed in feeds]).cumsum(0) - 1
-            picked = torch.tensor([feed.samples for feed in feeds])
-            logits_RV = logits_RV[last_rows[picked].to(logits_RV.device)]
-        return sample(logits_RV, [_sample_row(feed.branch) for feed in sampling], self.masks)
+    def _sample(self, feeds: list[Feed], logits_RV: torch.Tensor) -> dict[Branch, list[int]]:
+        """For each branch that has run out, the samples behind its last token, or behind that and each guess."""
+        rows: list[SampleRow] = []
+        picked: list[int] = []
+        stop = 0
+        for feed in feeds:
+            stop += feed.num_logits
+            if feed.samples:
+                rows += _sample_rows(feed.branch)
+                picked += range(stop - 1 - feed.branch.num_draft, stop)
+        if not rows:
+            return {}
+        if len(rows) != len(logits_RV):
+            logits_RV = logits_RV[torch.tensor(picked, device=logits_RV.device)]
+        tokens = iter(sample(logits_RV, rows, self.masks))
+        return {feed.branch: list(islice(tokens, 1 + feed.branch.num_draft)) for feed in feeds if feed.samples}
+
+    def _allowed(self, constraint: Constraint | None, ids: Sequence[int]) -> list[int]:
+        """``ids`` up to the first that is no token or that the constraint forbids there."""
+        ahead = copy(constraint)
+        allowed: list[int] = []
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                break
+            if ahead is not None:
+                assert self.masks is not None, "a branch has a constraint, but the engine has no masks"
+                if not self.masks[ahead.mask_row, token]:
+                    break
+                ahead.advance(token)
+            allowed.append(token)
+        return allowed
 
     def check_integrity(self) -> None:
         """Raises AssertionError where what the engine has written down does not agree with itself."""
@@ -287,7 +351,25 @@ class Engine:
             raise InputError(f"token ids go from {min(ids)} to {max(ids)}; allowed: 0 to {self.vocab_size - 1}")
 
 
-def _sample_row(branch: Branch) -> SampleRow:
+def _sample_rows(branch: Branch) -> list[SampleRow]:
+    """How the branch samples behind its last token that is no guess, and behind each guess, were it right."""
     assert branch.sampling is not None
-    mask_row = branch.constraint.mask_row if branch.constraint is not None else None
-    return SampleRow(branch.sampling, branch.path, len(branch.tokens), mask_row)
+    ahead = copy(branch.constraint) if branch.num_draft else branch.constraint
+    rows = []
+    for index, token in enumerate([*branch.draft, None], len(branch.tokens) - branch.num_draft):
+        rows.append(SampleRow(branch.sampling, branch.path, index, ahead.mask_row if ahead else None))
+        if ahead and token is not None:
+            ahead.advance(token)
+    return rows
+
+
+def _accept(branch: Branch, samples: Sequence[int]) -> tuple[int, ...]:
+    """Keep the draft as far as it equals the samples, and append the sample behind that; gives the new tokens."""
+    num_accepted = num_equal(branch.draft, samples)
+    tokens = tuple(samples[: num_accepted + 1])
+    branch.accept_draft(num_accepted)
+    branch.append(tokens[-1:])
+    if branch.constraint is not None:
+        for token in tokens:
+            branch.constraint.advance(token)
+    return tokens

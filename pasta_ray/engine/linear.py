@@ -8,6 +8,7 @@ from typing import Protocol, cast
 import torch
 import torch.nn.functional as F
 
+FEW_ROWS = 2
 ROWS_HINT = 8  # rows of a typical decode step, which oneDNN lays the weights out for
 
 
@@ -29,19 +30,24 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """oneDNN on CPU; keeps only the laid-out copy of the weight."""
+    """oneDNN on CPU, over a laid-out copy of the weight. In float32 the plain weight stays too: for one or two rows
+    ``F.linear`` reads it faster."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
+        weight = weight.contiguous()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_HINT)
+        self.few = PlainLinear(weight, bias) if weight.dtype == torch.float32 else None
         self.bias = bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.few is not None and len(x) <= FEW_ROWS:
+            return self.few(x)
         y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return cast(torch.Tensor, y)
 
 
 def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
-    """The fastest form for the weight's device and type. weight: [out, in]."""
+    """The fastest exact form for the weight's device and type. weight: [out, in]."""
     packs = weight.device.type == "cpu" and torch._C._has_mkldnn
     if packs and weight.dtype == torch.bfloat16:
         packs = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

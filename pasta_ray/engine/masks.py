@@ -3,7 +3,9 @@
 import torch
 
 from pasta_ray.engine.tokenizer import Tokenizer
+from pasta_ray.lang.apar import ControlMap
 from pasta_ray.lang.grammar import ALLOWS, DIGITS_LEFT, Kind, Phase, kinds_of
+from pasta_ray.lang.tags import TagMap, TokenMap
 
 
 def build_masks(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
@@ -12,17 +14,7 @@ def build_masks(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
     Ids that the tokenizer does not know (a padded vocabulary) count as text, so that a plain branch chooses among all
     that the model offers.
     """
-    tags = tokenizer.tags
-    tag_kinds: dict[int, Kind | None] = {}
-    if tags:
-        tag_kinds = {
-            tags.promise: Kind.PROMISE,
-            tags.tokens: Kind.TOKENS,
-            tags.promise_end: Kind.PROMISE_END,
-            tags.async_: None,
-            tags.async_end: Kind.ASYNC_END,
-            tags.sync: Kind.SYNC,
-        }
+    tag_kinds = _tag_kinds(tokenizer.tags)
     by_kind = {kind: torch.zeros(vocab_size, dtype=torch.bool) for kind in Kind}
     by_digits = [torch.zeros(vocab_size, dtype=torch.bool) for _ in range(4)]
     for token in range(vocab_size):
@@ -44,3 +36,21 @@ def build_masks(tokenizer: Tokenizer, vocab_size: int) -> torch.Tensor:
             row = by_kind[kind]
             bank[phase] |= row & by_digits[DIGITS_LEFT[phase]] if kind in (Kind.DIGITS, Kind.FIRST_DIGITS) else row
     return bank
+
+
+def _tag_kinds(tags: TokenMap | None) -> dict[int, Kind | None]:
+    """The kind of each token that acts; None for those that are only ever forced."""
+    match tags:
+        case TagMap():
+            return {
+                tags.promise: Kind.PROMISE,
+                tags.tokens: Kind.TOKENS,
+                tags.promise_end: Kind.PROMISE_END,
+                tags.async_: None,
+                tags.async_end: Kind.ASYNC_END,
+                tags.sync: Kind.SYNC,
+            }
+        case ControlMap():
+            return {tags.fork: Kind.FORK, tags.child: None}
+        case _:
+            return {}

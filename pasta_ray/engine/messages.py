@@ -34,7 +34,9 @@ class Request:
     """One prompt and how to answer it.
 
     ``max_tokens`` bounds the visible answer in tokens, all branches together. ``max_branches`` bounds the bodies that
-    are decoded at the same time, ``max_promises`` the bodies of the whole answer.
+    are decoded at the same time, ``max_promises`` the bodies of the whole answer. ``messages`` is the chat, as (role,
+    content), that ``prompt_ids`` were made of, and empty for a plain completion. ``router``: before 'sot' splits the
+    answer, the model is asked whether the question suits that.
     """
 
     id: str
@@ -44,6 +46,8 @@ class Request:
     max_branches: int = 16
     max_promises: int = 32
     sampling: Sampling = field(default_factory=Sampling)
+    messages: tuple[tuple[str, str], ...] = ()
+    router: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -51,16 +55,19 @@ class Request:
         for name in ("max_tokens", "max_branches", "max_promises"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.router and self.method != "sot":
+            raise InputError(f"router goes with method 'sot', not with {self.method!r}")
 
 
 @dataclass(frozen=True)
 class PromiseOpened:
-    """A promise was written and its body has been forked."""
+    """A body has been forked: its text stands where its parent's had got to. A fork of APAR names no topic and no
+    length."""
 
     branch: str
     parent: str
-    topic: str
-    tokens_predicted: int
+    topic: str | None = None
+    tokens_predicted: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,8 @@ class BranchReport:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens: of the prompt, of the visible text plus the end token, and of the annotation (tags, topics, lengths)."""
+    """Tokens: of the prompt, of the visible text plus the end token, and of the annotation (tags, topics, lengths; of
+    'sot' the skeleton and the router's answer)."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -122,7 +130,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Parallel:
-    """What the annotation gained. ``critical_path`` and ``sequential_tokens`` are in model steps."""
+    """What forking gained, and what drafts did. ``num_promises`` are the bodies, ``critical_path`` and
+    ``sequential_tokens`` model steps; ``num_accepted`` of the ``num_drafted`` tokens guessed were right."""
 
     num_promises: int
     num_syncs: int
@@ -130,6 +139,8 @@ class Parallel:
     critical_path: int
     sequential_tokens: int
     theoretical_speedup: float
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,24 @@
-"""The forward pass of a Llama model over rows of many requests at once.
+"""The forward pass of a decoder-only model over rows of many requests at once.
 
-Axes: T row (token) of the batch, E hidden, L layer, H KV head, G query heads of a KV head, D head dimension,
-Q = G × rows of one request, S slot, V vocabulary, R row whose logits are needed.
+Axes: T row (token) of the batch, E hidden, H KV head, G query heads of a KV head, N head (query, key and value heads),
+D head dimension, X all N heads' D, Q = G × rows of one request, S slot, V vocabulary, R row whose logits are needed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from transformers import PretrainedConfig
 
+from pasta_ray.engine.architecture import Architecture, LayerKind
 from pasta_ray.engine.linear import Linear, make_linear
+from pasta_ray.engine.ops import Ops, TorchOps
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import ModelError
 
-SUPPORTED = ("LlamaForCausalLM",)
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+MakeOps = Callable[[Architecture], Ops]
 
 
 @dataclass(frozen=True)
@@ -27,49 +30,72 @@ class RequestRows:
     slab: Slab
     start: int
     stop: int
-    slots: slice | torch.Tensor
+    slots: torch.Tensor
     masks: Mapping[int | None, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block's weights; Q, K and V are one product, gate and up another."""
+    """One block's weights; Q, K and V are one product, gate and up another. The norm of the block's input stands in
+    ``DecoderModel.input_norms``. ``q_norm`` and ``k_norm``, and the two ``*_out_norm`` of what attention and MLP give,
+    are None in families without them."""
 
-    attention_norm: torch.Tensor
+    kind: LayerKind
     qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
     output: Linear
+    attention_out_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
     gate_up: Linear
     down: Linear
+    mlp_out_norm: torch.Tensor | None
 
 
-class LlamaModel:
-    """Weights in their fastest form, and the forward pass. Holds no state of any request."""
+class DecoderModel:
+    """Weights in their fastest form, and the forward pass. Holds no state of any request.
+
+    ``windows`` are the layers' distinct sliding windows. ``input_norms`` are the weights that norm each layer's input,
+    and last the head's: adding to the residual and norming the sum is then one operation everywhere.
+    """
 
     def __init__(
-        self, config: PretrainedConfig, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device
+        self,
+        config: PretrainedConfig,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        make_linear: MakeLinear = make_linear,
+        make_ops: MakeOps = TorchOps,
     ) -> None:
-        check_supported(config)
-        self.num_heads: int = config.num_attention_heads
-        self.num_kv_heads: int = config.num_key_value_heads
-        self.head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self.norm_eps: float = config.rms_norm_eps
-        self.max_positions: int = config.max_position_embeddings
-        self.windows: tuple[int | None, ...] = (None,)
-        exponents_D = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device) / self.head_dim
-        self.inverse_frequency_D = 1.0 / (config.rope_parameters["rope_theta"] ** exponents_D)
-        load = _Weights(tensors, dtype, device)
+        self.architecture = architecture = Architecture.read(config)
+        self.num_heads = architecture.num_heads
+        self.num_kv_heads = architecture.num_kv_heads
+        self.max_positions = architecture.max_positions
+        self.windows = architecture.windows
+        self.ops = make_ops(architecture)
+        self.inverse_frequencies = [
+            torch.tensor(rotary.inverse_frequencies, dtype=torch.float32, device=device)
+            for rotary in architecture.rotaries
+        ]
+        load = _Weights(tensors, dtype, device, architecture.norm_offset, make_linear)
         self.embedding_VE = load("model.embed_tokens.weight")
         self.vocab_size = len(self.embedding_VE)
-        self.layers = [_load_layer(load, index) for index in range(config.num_hidden_layers)]
-        self.norm_E = load("model.norm.weight")
-        head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
-        self.head = load.linear(head)
+        prefixes = [f"model.layers.{index}" for index in range(len(architecture.layers))]
+        self.layers = [
+            _load_layer(load, prefix, kind, architecture)
+            for prefix, kind in zip(prefixes, architecture.layers, strict=True)
+        ]
+        input_norms = [f"{prefix}.input_layernorm.weight" for prefix in prefixes]
+        self.input_norms = [load.norm(name) for name in (*input_norms, "model.norm.weight")]
+        self.head = load.linear("model.embed_tokens.weight" if architecture.has_tied_head else "lm_head.weight")
 
     @property
     def kv_shape(self) -> KVShape:
         embedding = self.embedding_VE
-        return KVShape(len(self.layers), self.num_kv_heads, self.head_dim, embedding.dtype, embedding.device)
+        return KVShape(
+            len(self.layers), self.num_kv_heads, self.architecture.head_dim, embedding.dtype, embedding.device
+        )
 
     def forward(
         self,
@@ -79,108 +105,122 @@ class LlamaModel:
         logit_rows_R: torch.Tensor,
     ) -> torch.Tensor:
         """Write the rows' KV into their slabs and give the logits, float32 [R, V], behind ``logit_rows_R``."""
-        hidden_TE = self.embedding_VE[ids_T]
-        rotation = self._rotation(positions_T)
+        ops = self.ops
+        rotations = self._rotations(positions_T)
+        hidden_TE = self._embed(ids_T)
+        normed_TE = ops.norm(hidden_TE, self.input_norms[0])
         for index, layer in enumerate(self.layers):
-            normed_TE = self._norm(hidden_TE, layer.attention_norm)
-            attended_TE = self._attend(index, layer.qkv(normed_TE), rotation, requests)
-            hidden_TE = hidden_TE + layer.output(attended_TE)
-            gate_T, up_T = layer.gate_up(self._norm(hidden_TE, layer.mlp_norm)).chunk(2, dim=-1)
-            hidden_TE = hidden_TE + layer.down(F.silu(gate_T) * up_T)
-        if not len(logit_rows_R):
-            return hidden_TE.new_empty((0, self.vocab_size), dtype=torch.float32)
-        return self.head(self._norm(hidden_TE[logit_rows_R], self.norm_E)).float()
+            cos_TD, sin_TD = rotations[layer.kind.rotary]
+            qkv_TND = ops.rotate(layer.qkv(normed_TE), cos_TD, sin_TD, layer.q_norm, layer.k_norm)
+            delta_TE = layer.output(self._attend(index, qkv_TND, requests))
+            if layer.attention_out_norm is not None:
+                delta_TE = ops.norm(delta_TE, layer.attention_out_norm)
+            normed_TE = ops.add_norm(hidden_TE, delta_TE, layer.mlp_norm)
+            delta_TE = layer.down(ops.gate(layer.gate_up(normed_TE)))
+            if layer.mlp_out_norm is not None:
+                delta_TE = ops.norm(delta_TE, layer.mlp_out_norm)
+            normed_TE = ops.add_norm(hidden_TE, delta_TE, self.input_norms[index + 1])
+        return self._logits(normed_TE[logit_rows_R])
 
-    def _norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
-        """RMSNorm, Zhang and Sennrich 2019 (arXiv 1910.07467), in float32 as the reference has it."""
-        x32_TE = x_TE.float()
-        scale_T1 = torch.rsqrt(x32_TE.square().mean(-1, keepdim=True) + self.norm_eps)
-        return weight_E * (x32_TE * scale_T1).to(x_TE.dtype)
+    def _embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        hidden_TE = self.embedding_VE[ids_T]
+        scale = self.architecture.embedding_scale
+        if scale is None:
+            return hidden_TE
+        # Gemma was trained with the scale rounded to the rows' type, and transformers rounds it too.
+        return hidden_TE * torch.tensor(scale, dtype=hidden_TE.dtype)
 
-    def _rotation(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosine and sine for each row, [T, 1, D]; the first half of the sine is negated, for :func:`_rotate`."""
-        angle_TD = positions_T[:, None].float() * self.inverse_frequency_D
-        cos_TD, sin_TD = angle_TD.cos(), angle_TD.sin()
+    def _rotations(self, positions_T: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Cosine and sine for each row, both [T, D], with each kind of rotary embedding that the layers have."""
         dtype = self.embedding_VE.dtype
-        cos_T1D = torch.cat((cos_TD, cos_TD), dim=-1)[:, None].to(dtype)
-        return cos_T1D, torch.cat((-sin_TD, sin_TD), dim=-1)[:, None].to(dtype)
+        rotations = []
+        for rotary, frequency in zip(self.architecture.rotaries, self.inverse_frequencies, strict=True):
+            angle_TD = (positions_T[:, None].float() * frequency).repeat(1, 2)
+            rotations.append(((angle_TD.cos() * rotary.scaling).to(dtype), (angle_TD.sin() * rotary.scaling).to(dtype)))
+        return rotations
 
-    def _attend(
-        self,
-        index: int,
-        qkv_TX: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        requests: Sequence[RequestRows],
-    ) -> torch.Tensor:
-        num_rows, num_heads, num_kv_heads = len(qkv_TX), self.num_heads, self.num_kv_heads
-        qkv_TND = qkv_TX.view(num_rows, num_heads + 2 * num_kv_heads, self.head_dim)
-        qk_TND = _rotate(qkv_TND[:, : num_heads + num_kv_heads], *rotation)
-        q_HGTD = qk_TND[:, :num_heads].view(num_rows, num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
-        k_HTD = qk_TND[:, num_heads:].transpose(0, 1)
-        v_HTD = qkv_TND[:, num_heads + num_kv_heads :].transpose(0, 1)
+    def _attend(self, index: int, qkv_TND: torch.Tensor, requests: Sequence[RequestRows]) -> torch.Tensor:
+        """Write the rows' keys and values into the slabs' layer ``index``, and give what the rows attend to, [T, X]."""
+        window = self.layers[index].kind.window
         attended = []
         for request in requests:
-            rows, mask_QS = slice(request.start, request.stop), request.masks[None]
+            mask_QS, num_rows = request.masks[window], request.stop - request.start
             k_HSD, v_HSD = request.slab.keys[index], request.slab.values[index]
-            k_HSD[:, request.slots] = k_HTD[:, rows]
-            v_HSD[:, request.slots] = v_HTD[:, rows]
+            q_HQD = self.ops.scatter(qkv_TND[request.start : request.stop], request.slots, k_HSD, v_HSD)
             seen = slice(0, mask_QS.shape[1])
-            q_HQD = q_HGTD[:, :, rows].reshape(num_kv_heads, -1, self.head_dim)
-            out_1HQD = F.scaled_dot_product_attention(
-                q_HQD[None], k_HSD[None, :, seen], v_HSD[None, :, seen], attn_mask=mask_QS
-            )
-            out_HGTD = out_1HQD.view(num_kv_heads, -1, request.stop - request.start, self.head_dim)
-            attended.append(out_HGTD.permute(2, 0, 1, 3).reshape(request.stop - request.start, -1))
+            out_HQD = self._attention(q_HQD, k_HSD[:, seen], v_HSD[:, seen], mask_QS)
+            out_HGTD = out_HQD.view(self.num_kv_heads, -1, num_rows, self.architecture.head_dim)
+            attended.append(out_HGTD.permute(2, 0, 1, 3).reshape(num_rows, -1))
         return attended[0] if len(attended) == 1 else torch.cat(attended)
 
+    def _attention(
+        self, q_HQD: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor, mask_QS: torch.Tensor
+    ) -> torch.Tensor:
+        scale, cap = self.architecture.attention_scale, self.architecture.attention_cap
+        if cap is None:
+            return F.scaled_dot_product_attention(
+                q_HQD[None], k_HSD[None], v_HSD[None], attn_mask=mask_QS, scale=scale
+            )[0]
+        scores_HQS = _cap(q_HQD @ k_HSD.transpose(1, 2) * scale, cap) + mask_QS
+        return scores_HQS.softmax(dim=-1, dtype=torch.float32).to(v_HSD.dtype) @ v_HSD
 
-def _rotate(x_TND: torch.Tensor, cos_T1D: torch.Tensor, signed_sin_T1D: torch.Tensor) -> torch.Tensor:
-    """RoPE, Su et al. 2021 (arXiv 2104.09864), in the half-split form that Llama checkpoints use."""
-    return x_TND * cos_T1D + x_TND.roll(x_TND.shape[-1] // 2, dims=-1) * signed_sin_T1D
+    def _logits(self, normed_RE: torch.Tensor) -> torch.Tensor:
+        if not len(normed_RE):
+            return normed_RE.new_empty((0, self.vocab_size), dtype=torch.float32)
+        logits_RV = self.head(normed_RE).float()
+        cap = self.architecture.logit_cap
+        return logits_RV if cap is None else _cap(logits_RV, cap)
 
 
-def check_supported(config: PretrainedConfig) -> None:
-    """Raise ModelError unless the forward pass above computes exactly this model."""
-    architecture = (config.architectures or ["none"])[0]
-    if architecture not in SUPPORTED:
-        raise ModelError(f"the model's architecture is {architecture}; supported: {', '.join(SUPPORTED)}")
-    rope = config.rope_parameters or {}
-    wanted = {
-        "hidden_act": (config.hidden_act, "silu"),
-        "rope_type": (rope.get("rope_type", "default"), "default"),
-        "partial_rotary_factor": (rope.get("partial_rotary_factor") or 1.0, 1.0),
-    }
-    for name, (value, supported) in wanted.items():
-        if value != supported:
-            raise ModelError(f"the model's {name} is {value!r}; supported for {architecture}: {supported!r}")
+def _cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """Soft cap of Gemma 2 (arXiv 2408.00118, section 2)."""
+    return cap * torch.tanh(x / cap)
 
 
 class _Weights:
     """Named tensors, cast and moved as they are asked for; a missing one is a ModelError."""
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+        norm_offset: float,
+        make_linear: MakeLinear,
+    ) -> None:
         self.tensors, self.dtype, self.device = tensors, dtype, device
+        self.norm_offset, self.make_linear = norm_offset, make_linear
 
-    def __call__(self, name: str) -> torch.Tensor:
+    def __call__(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         if name not in self.tensors:
             raise ModelError(f"the checkpoint has no tensor {name}")
-        return self.tensors[name].to(device=self.device, dtype=self.dtype)
+        return self.tensors[name].to(device=self.device, dtype=dtype or self.dtype)
+
+    def norm(self, name: str) -> torch.Tensor:
+        """A norm's weight; with an offset it stays float32, since the sum is not exact in less."""
+        return self(name, torch.float32) + self.norm_offset if self.norm_offset else self(name)
 
     def linear(self, *names: str) -> Linear:
         """The weights one below the other as one product, with their biases where they have any."""
         biases = [name.removesuffix("weight") + "bias" for name in names]
-        bias = torch.cat([self(name) for name in biases]) if biases[0] in self.tensors else None
-        return make_linear(torch.cat([self(name) for name in names]), bias)
+        has_bias = any(name in self.tensors for name in biases)
+        bias = torch.cat([self(name) for name in biases]) if has_bias else None
+        return self.make_linear(torch.cat([self(name) for name in names]), bias)
 
 
-def _load_layer(load: _Weights, index: int) -> Layer:
-    layer = f"model.layers.{index}"
+def _load_layer(load: _Weights, layer: str, kind: LayerKind, architecture: Architecture) -> Layer:
     attention, mlp = f"{layer}.self_attn", f"{layer}.mlp"
+    qk_norm, sandwich = architecture.has_qk_norm, architecture.has_sandwich_norms
+    mlp_norm = "pre_feedforward_layernorm" if sandwich else "post_attention_layernorm"
     return Layer(
-        attention_norm=load(f"{layer}.input_layernorm.weight"),
+        kind=kind,
         qkv=load.linear(*(f"{attention}.{part}_proj.weight" for part in "qkv")),
+        q_norm=load.norm(f"{attention}.q_norm.weight") if qk_norm else None,
+        k_norm=load.norm(f"{attention}.k_norm.weight") if qk_norm else None,
         output=load.linear(f"{attention}.o_proj.weight"),
-        mlp_norm=load(f"{layer}.post_attention_layernorm.weight"),
+        attention_out_norm=load.norm(f"{layer}.post_attention_layernorm.weight") if sandwich else None,
+        mlp_norm=load.norm(f"{layer}.{mlp_norm}.weight"),
         gate_up=load.linear(f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight"),
         down=load.linear(f"{mlp}.down_proj.weight"),
+        mlp_out_norm=load.norm(f"{layer}.post_feedforward_layernorm.weight") if sandwich else None,
     )

@@ -29,13 +29,13 @@ class Tenant:
         """Drop all KV; every token waits to be fed again."""
         self.slab.release()
         for branch in self.branches:
-            branch.num_fed = 0
+            branch.preempt()
 
     def check_integrity(self) -> None:
         """Raises AssertionError where slots, branches and what has been fed do not agree."""
         slots = [slot for branch in self.branches for slot in branch.slots]
         assert len(slots) == len(set(slots)), "a slot of two tokens"
-        assert all(0 <= slot < self.slab.num_slots for slot in slots), "a slot that was never assigned"
+        assert all(0 <= slot < self.slab.end for slot in slots), "a slot that was never assigned"
         seen = set(np.flatnonzero(self.slab.visible_BS.any(axis=0)).tolist())
         assert seen == set(slots), "what is seen is not what there is"
         for branch in self.branches:
@@ -76,10 +76,10 @@ class Pool:
         admitted: list[Tenant] = []
         for tenant in tenants:
             slab = tenant.slab
-            if slab.num_slots <= slab.capacity:
+            if slab.end <= slab.capacity:
                 continue
             was_resident = slab.resident
-            self.check_fits(slab.num_slots, "a request")
+            self.check_fits(slab.end, "a request")
             while not self._fit(slab, tenants):
                 if not was_resident:
                     return admitted
@@ -95,15 +95,15 @@ class Pool:
     def has_room(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
         """Whether ``slab`` can have KV for all its slots without a preemption."""
         free = self._num_free(tenants)
-        return free is None or slab.num_slots <= slab.capacity + free
+        return free is None or slab.end <= slab.capacity + free
 
     def _fit(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
         """Allocate at least what ``slab`` needs and at best twice what it has, for few copies; or tell that it cannot
         be had."""
         if not self.has_room(slab, tenants):
             return False
-        wanted = slab.capacity * 2 or -(-slab.num_slots // ROUNDING) * ROUNDING
-        while wanted < slab.num_slots:
+        wanted = slab.capacity * 2 or -(-slab.end // ROUNDING) * ROUNDING
+        while wanted < slab.end:
             wanted *= 2
         free = self._num_free(tenants)
         slab.allocate(wanted if free is None else min(wanted, slab.capacity + free))

@@ -13,6 +13,7 @@ from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.messages import MAIN_BRANCH
 from pasta_ray.errors import InputError
 from pasta_ray.lang.document import Document
+from pasta_ray.lang.tags import TagMap
 from pasta_ray.lang.tokens import TokenDocument, TokenPromise, TokenSync, encode_document
 
 
@@ -21,8 +22,10 @@ def replay(engine: Engine, prompt_ids: Sequence[int], document: Document) -> tor
 
     Raises InputError where the model has no tags.
     """
-    if engine.tags is None:
-        raise InputError(f"model {engine.config.model!r} has no tags; give an adapter or checkpoint with a pasta.json")
+    if not isinstance(engine.tags, TagMap):
+        raise InputError(
+            f"model {engine.config.model!r} has no PASTA tags; give an adapter or checkpoint with a pasta.json"
+        )
     return replay_tokens(engine, prompt_ids, encode_document(document, engine.tokenizer, engine.tags))
 
 

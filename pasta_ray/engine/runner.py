@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pasta_ray.engine.model import LlamaModel, RequestRows
+from pasta_ray.engine.model import DecoderModel, RequestRows
 from pasta_ray.engine.scheduler import RequestFeeds
 
 
 class Runner:
     """Runs one batch of several requests' tokens as one forward pass."""
 
-    def __init__(self, model: LlamaModel) -> None:
+    def __init__(self, model: DecoderModel) -> None:
         self.model = model
 
     def run(self, batch: list[RequestFeeds]) -> torch.Tensor:
@@ -34,7 +34,7 @@ class Runner:
                 logit_rows += range(len(ids) - feed.num_logits, len(ids))
             slab = feeds[0].branch.slab
             masks = self._masks(feeds, np.array(positions[start:]))
-            requests.append(RequestRows(slab, start, len(ids), slab.index(slots), masks))
+            requests.append(RequestRows(slab, start, len(ids), self._tensor(slots), masks))
         return self.model.forward(self._tensor(ids), self._tensor(positions), requests, self._tensor(logit_rows))
 
     def _masks(self, feeds: RequestFeeds, positions_T: npt.NDArray[np.int64]) -> dict[int | None, torch.Tensor]:
@@ -55,7 +55,7 @@ class Runner:
         what a join has brought since the token was first fed."""
         slab = feeds[0].branch.slab
         rows = np.repeat([feed.branch.row for feed in feeds], [feed.num_tokens for feed in feeds])
-        visible_TS = slab.visible_BS[rows, : slab.num_slots]
+        visible_TS = slab.visible_BS[rows, : slab.end]
         start = 0
         for feed in feeds:
             stop = start + feed.num_tokens

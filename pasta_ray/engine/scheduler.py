@@ -35,17 +35,17 @@ class Feed(NamedTuple):
         """How many of the feed's rows, counted from its end, need logits: of a branch that keeps them, those that
         have not been handed out before."""
         branch = self.branch
-        if not branch.keep_logits:
-            return int(self.samples)
-        return min(self.num_tokens, max(0, branch.num_fed + self.num_tokens - branch.num_computed))
+        if branch.keep_logits:
+            return min(self.num_tokens, max(0, branch.num_fed + self.num_tokens - branch.num_computed))
+        return 1 + branch.num_draft if self.samples else 0
 
 
 RequestFeeds = list[Feed]  # all feeds of one slab
 
 
 class Scheduler:
-    """Every branch with one pending token goes into each step; longer runs share ``prefill_chunk`` tokens. A token is
-    fed no earlier than every token it sees, and in the same step at best."""
+    """Every branch with one pending token, and its draft, goes into each step; longer runs share ``prefill_chunk``
+    tokens. A token is fed no earlier than every token it sees, and in the same step at best."""
 
     def __init__(self, prefill_chunk: int) -> None:
         self.prefill_chunk = prefill_chunk
@@ -65,10 +65,10 @@ class Scheduler:
     def _share(self, runs: Mapping[Branch, int]) -> dict[Branch, int]:
         """How many tokens of its run each branch feeds. Half of the chunk is for the oldest run that is longer than
         that; of the rest, runs that fit whole go first, so that a short one does not wait for a long one's end."""
-        shares = {branch: 1 for branch, run in runs.items() if run == 1}
+        shares = {branch: run for branch, run in runs.items() if run == 1 + branch.num_draft}
         if len(shares) == len(runs):
             return shares
-        longer = {branch: run for branch, run in runs.items() if run > 1}
+        longer = {branch: run for branch, run in runs.items() if run > 1 and branch not in shares}
         half = max(1, self.prefill_chunk // 2)
         oldest = next((branch for branch, run in longer.items() if run > half), None)
         budget = self.prefill_chunk - (half if oldest else 0)

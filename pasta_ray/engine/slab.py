@@ -29,14 +29,16 @@ class KVShape:
 
 
 class Slab:
-    """Slots ``[0, num_slots)`` are assigned; a slot stays its token's until the request ends. ``visible_BS[row]`` says
-    which slots the branch of that row sees, ``positions_S`` where their tokens stand. Both hold whether or not the
-    KV is there: ``keys`` and ``values`` have one [H, capacity, D] tensor a layer (growing one needs room for one more,
-    not for all) while the slab is resident, and none while it is not. ``bytes_copied`` counts what growing has cost."""
+    """Slots ``[0, end)`` have been assigned; a slot stays its token's until it is given back or the request ends.
+    ``visible_BS[row]`` says which slots the branch of that row sees, ``positions_S`` where their tokens stand. Both
+    hold whether or not the KV is there: ``keys`` and ``values`` have one [H, capacity, D] tensor a layer (growing one
+    needs room for one more, not for all) while the slab is resident, and none while it is not. ``bytes_copied`` counts
+    what growing has cost."""
 
     def __init__(self, shape: KVShape) -> None:
         self.shape = shape
-        self.num_slots = 0
+        self.end = 0
+        self._given_back: list[int] = []  # in order
         self.num_branches = 0
         self.bytes_copied = 0
         self.keys: list[torch.Tensor] = []
@@ -58,6 +60,11 @@ class Slab:
         """What the slab holds, used or not."""
         return self.capacity * self.shape.bytes_per_slot
 
+    @property
+    def num_slots(self) -> int:
+        """Slots in use."""
+        return self.end - len(self._given_back)
+
     def add_branch(self, parent_row: int | None = None) -> int:
         """A new branch's row: a copy of its parent's, or nothing visible."""
         row = self.num_branches
@@ -68,22 +75,26 @@ class Slab:
         self.num_branches += 1
         return row
 
-    def take(self, num_slots: int) -> range:
-        """Assign the next ``num_slots`` slots; their KV may come later, by :meth:`allocate`."""
-        slots = range(self.num_slots, self.num_slots + num_slots)
-        while slots.stop > len(self.positions_S):
+    def take(self, num_slots: int) -> list[int]:
+        """Assign ``num_slots`` slots: those given back first and in order, so that a lone branch's remain one run.
+        Their KV may come later, by :meth:`allocate`."""
+        reused, self._given_back = self._given_back[:num_slots], self._given_back[num_slots:]
+        end = self.end + num_slots - len(reused)
+        while end > len(self.positions_S):
             self.positions_S = np.concatenate((self.positions_S, np.zeros_like(self.positions_S)))
             self.visible_BS = np.concatenate((self.visible_BS, np.zeros_like(self.visible_BS)), axis=1)
-        self.num_slots = slots.stop
+        slots = [*reused, *range(self.end, end)]
+        self.end = end
         return slots
 
     def join(self, row: int, other_rows: list[int]) -> None:
         """From now on ``row`` also sees what ``other_rows`` see."""
         self.visible_BS[row] |= self.visible_BS[other_rows].any(axis=0)
 
-    def forget(self, slots: list[int]) -> None:
-        """No branch sees ``slots`` any more."""
+    def give_back(self, slots: list[int]) -> None:
+        """No branch sees ``slots`` any more, and other tokens may have them."""
         self.visible_BS[:, slots] = False
+        self._given_back = sorted(self._given_back + slots)
 
     def index(self, slots: list[int]) -> slice | torch.Tensor:
         """What picks ``slots`` out of a layer's tensors: a slice where they are one run, which is faster."""

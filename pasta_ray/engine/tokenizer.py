@@ -9,7 +9,8 @@ from jinja2 import TemplateError
 from transformers import AddedToken, AutoConfig, AutoTokenizer, GenerationConfig
 
 from pasta_ray.errors import InputError, ModelError
-from pasta_ray.lang.tags import TAG_NAMES, TagMap
+from pasta_ray.lang.apar import CONTROL_NAMES
+from pasta_ray.lang.tags import TAG_NAMES, TokenMap
 
 Message = Mapping[str, str]
 
@@ -21,22 +22,22 @@ _SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 class Tokenizer:
     """A model's own tokenizer, made safe for text that comes from outside."""
 
-    def __init__(self, backend: Any, tags: TagMap | None, stop_ids: tuple[int, ...]) -> None:
+    def __init__(self, backend: Any, tags: TokenMap | None, stop_ids: tuple[int, ...]) -> None:
         """``backend`` is a tokenizer of transformers. Tags that it knows as plain words become special to it."""
         self._backend = backend
         self.tags = tags
         self.stop_ids = stop_ids
         known = {token.content: token for token in backend.added_tokens_decoder.values()}
-        plain = [name for name in TAG_NAMES if name in known and not known[name].special]
+        plain = [name for name in (*TAG_NAMES, *CONTROL_NAMES) if name in known and not known[name].special]
         if plain:
             backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
         self._special_ids = {id_: tok.content for id_, tok in backend.added_tokens_decoder.items() if tok.special}
         names = sorted(self._special_ids.values(), key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
-        self._tag_names = dict(zip(tags.ids, TAG_NAMES, strict=True)) if tags else {}
+        self._tag_names = dict(zip(tags.ids, tags.names, strict=True)) if tags else {}
 
     @classmethod
-    def load(cls, folder: Path, tags: TagMap | None) -> "Tokenizer":
+    def load(cls, folder: Path, tags: TokenMap | None) -> "Tokenizer":
         """Raises ModelError where the folder holds no tokenizer."""
         try:
             backend = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)
@@ -49,6 +50,12 @@ class Tokenizer:
         """One more than the highest id, tags included."""
         highest = max(self.tags.ids) + 1 if self.tags else 0
         return max(len(self._backend), highest)
+
+    @property
+    def vocabulary(self) -> dict[int, str]:
+        """The tokens as the model's files name them, by id; tags left out."""
+        names = {id_: name for name, id_ in self._backend.get_vocab().items()}
+        return {id_: name for id_, name in names.items() if id_ not in self._tag_names and name not in TAG_NAMES}
 
     def encode(self, text: str) -> list[int]:
         """Plain text only: the name of a special token or a tag in it is letters like any others."""

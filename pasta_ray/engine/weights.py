@@ -10,17 +10,23 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging
 
+from pasta_ray.engine.architecture import check_supported
 from pasta_ray.engine.config import DEFAULT_MODEL, EngineConfig
 from pasta_ray.engine.gguf import convert_gguf, fetch_default_model
-from pasta_ray.engine.model import check_supported
 from pasta_ray.errors import ModelError
-from pasta_ray.lang.tags import TAG_FILE, TAG_NAMES, TagMap
+from pasta_ray.lang.apar import ControlMap
+from pasta_ray.lang.tags import TagMap, TokenMap
 
 ADAPTERS = Path(__file__).parent.parent / "adapters"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -31,11 +37,11 @@ ROWS_FILE = "tag_rows.safetensors"
 @dataclass
 class Checkpoint:
     """A model ready for the engine. ``folder`` holds its config and tokenizer, ``files`` are what its tensors were
-    read from, ``tags`` are None for a model that writes no PASTA-LANG."""
+    read from, ``tags`` are None for a model that writes no tags."""
 
     folder: Path
     config: PretrainedConfig
-    tags: TagMap | None
+    tags: TokenMap | None
     files: tuple[Path, ...]
     tensors: dict[str, torch.Tensor]
 
@@ -59,7 +65,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
     adapter = resolve_adapter(config.adapter) if config.adapter else None
     try:
         model_config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
     check_supported(model_config)
     files = tuple(sorted(folder.glob("*.safetensors")))
@@ -67,10 +73,11 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
         raise ModelError(f"{folder}: no *.safetensors file; a model's weights are expected there")
     tensors = merge_adapter(folder, adapter) if adapter else read_tensors(files)
     checkpoint = Checkpoint(folder, model_config, None, files, tensors)
-    tags_folder = next((place for place in (adapter, folder) if place and (place / TAG_FILE).is_file()), None)
-    if tags_folder:
-        checkpoint.tags = TagMap.load(tags_folder)
-        place_tag_rows(checkpoint, tags_folder / ROWS_FILE)
+    for place in filter(None, (adapter, folder)):
+        if tags := load_tags(place):
+            checkpoint.tags = tags
+            place_tag_rows(checkpoint, place / ROWS_FILE)
+            break
     if adapter:
         checkpoint.files += tuple(sorted(adapter.glob("*.safetensors")))
     return checkpoint
@@ -104,6 +111,17 @@ def resolve_adapter(name: str) -> Path:
             return folder
     shipped = sorted(file.parent.name for file in ADAPTERS.glob("*/adapter_config.json"))
     raise ModelError(f"{path / 'adapter_config.json'}: no such file; adapters shipped: {', '.join(shipped) or 'none'}")
+
+
+def load_tags(folder: Path) -> TokenMap | None:
+    """The map of the tokens that act, of a checkpoint or adapter; None where it carries none.
+
+    Raises ModelError for a malformed map, and for two of them: weights write one language or the other.
+    """
+    kinds: list[type[TokenMap]] = [kind for kind in (TagMap, ControlMap) if (folder / kind.file).is_file()]
+    if len(kinds) > 1:
+        raise ModelError(f"{folder}: holds {' and '.join(kind.file for kind in kinds)}; allowed: one of them")
+    return kinds[0].load(folder) if kinds else None
 
 
 def read_tensors(files: tuple[Path, ...]) -> dict[str, torch.Tensor]:
@@ -176,8 +194,8 @@ def _as_model_error(path: Path) -> Iterator[None]:
 def place_tag_rows(checkpoint: Checkpoint, path: Path) -> None:
     """Write the tags' rows into the embedding, and into the head where it is not tied, behind their ends if need be.
 
-    ``path`` holds ``tag_rows`` [6, hidden], and ``tag_head_rows`` for an untied head, in the order of the tag names.
-    A checkpoint whose embedding covers its tags needs no such file.
+    ``path`` holds ``tag_rows`` [num_tags, hidden], and ``tag_head_rows`` for an untied head, in the order
+    of the tags' names. A checkpoint whose embedding covers its tags needs no such file.
     """
     tags, tensors = checkpoint.tags, checkpoint.tensors
     assert tags is not None, "tag rows are placed where tags are known"
@@ -198,8 +216,8 @@ def place_tag_rows(checkpoint: Checkpoint, path: Path) -> None:
 
 def _with_rows(weight_VE: torch.Tensor, ids: tuple[int, ...], rows_NE: torch.Tensor, path: Path) -> torch.Tensor:
     vocab_size, hidden_size = weight_VE.shape
-    if rows_NE.shape != (len(TAG_NAMES), hidden_size):
-        raise ModelError(f"{path}: shape is {list(rows_NE.shape)}; expected {[len(TAG_NAMES), hidden_size]}")
+    if rows_NE.shape != (len(ids), hidden_size):
+        raise ModelError(f"{path}: shape is {list(rows_NE.shape)}; expected {[len(ids), hidden_size]}")
     new_ids = set(range(vocab_size, max(ids) + 1))
     if not new_ids <= set(ids):
         raise ModelError(f"{path}: tag ids {list(ids)} leave a gap behind the vocabulary of {vocab_size}")

@@ -1,11 +1,12 @@
 """PASTA-LANG: grammar, parser, token form and layout. Pure Python: neither torch nor ray (see GRAMMAR.md)."""
 
+from pasta_ray.lang.apar import CONTROL_NAMES, ControlMap
 from pasta_ray.lang.document import Document, DocumentError, Promise, Sync, Text
 from pasta_ray.lang.layout import Layout, layout
 from pasta_ray.lang.lexer import PastaSyntaxError
 from pasta_ray.lang.ordered import OrderedText
 from pasta_ray.lang.parser import Parser, parse
-from pasta_ray.lang.tags import TAG_NAMES, TagMap
+from pasta_ray.lang.tags import TAG_NAMES, TagMap, TokenMap
 from pasta_ray.lang.tokens import (
     TokenDocument,
     TokenFormError,
@@ -18,7 +19,9 @@ from pasta_ray.lang.tokens import (
 )
 
 __all__ = [
+    "CONTROL_NAMES",
     "TAG_NAMES",
+    "ControlMap",
     "Document",
     "DocumentError",
     "Layout",
@@ -31,6 +34,7 @@ __all__ = [
     "Text",
     "TokenDocument",
     "TokenFormError",
+    "TokenMap",
     "TokenPromise",
     "TokenSync",
     "TokenText",

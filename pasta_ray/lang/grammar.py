@@ -34,12 +34,14 @@ class Kind(Enum):
     PROMISE_END = auto()
     ASYNC_END = auto()
     SYNC = auto()
+    FORK = auto()
 
 
 class Phase(IntEnum):
     """Where a branch stands. The values number the rows of a decoder's mask bank."""
 
     PLAIN = 0  # no tag at all
+    THREAD = auto()  # of APAR, where it may fork
     MAIN = auto()  # no open promise
     MAIN_OPEN = auto()  # some open promise
     MAIN_OPEN_FULL = auto()  # the same, and no further promise allowed
@@ -57,6 +59,7 @@ class Phase(IntEnum):
 
 ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.PLAIN: frozenset({Kind.TEXT}),
+    Phase.THREAD: frozenset({Kind.TEXT, Kind.FORK}),
     Phase.MAIN: frozenset({Kind.TEXT, Kind.PROMISE}),
     Phase.MAIN_OPEN: frozenset({Kind.TEXT, Kind.PROMISE, Kind.SYNC}),
     Phase.MAIN_OPEN_FULL: frozenset({Kind.TEXT, Kind.SYNC}),

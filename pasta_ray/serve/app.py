@@ -31,7 +31,7 @@ def build_app(args: ServeConfig) -> serve.Application:
     engine = args.engine_config()
     if engine.adapter:
         resolve_adapter(engine.adapter)
-    return make_app(args, LoadDecoder(engine), LoadTokenizer(engine))
+    return make_app(args, LoadDecoder(engine, args.draft_config()), LoadTokenizer(engine))
 
 
 def make_app(

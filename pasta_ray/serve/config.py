@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
-    from pasta_ray.engine import EngineConfig
+    from pasta_ray.engine.config import DraftConfig, EngineConfig
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_ADAPTER = "pasta"
@@ -32,10 +32,23 @@ class ServeConfig(BaseModel):
     )
     device: str = "cpu"
     dtype: str = "float32"
+    quantization: Literal["auto", "none", "int8"] = Field(
+        default="auto", description="of the weights; auto is int8 where the CPU can and dtype is float32, else none"
+    )
+    max_kv_bytes: int | None = Field(
+        default=4 * 2**30, ge=1, description="KV of a replica's requests; beyond it they wait. null is no bound"
+    )
+    prefix_cache_bytes: int = Field(
+        default=256 * 2**20, ge=0, description="KV kept of ended requests, for prompts that start alike"
+    )
     num_threads: int | None = Field(
         default=None, ge=1, description="per replica; null shares the cores, one left for HTTP"
     )
     cache_dir: Path | None = None
+    draft_model: str | None = Field(
+        default=None, description="guesses for speculative methods; null looks guesses up in the text so far"
+    )
+    max_draft: int = Field(default=4, ge=1, le=32, description="tokens that a branch guesses in a step, at most")
 
     replicas: int = Field(
         default=1, ge=1, le=1024, description="decode replicas, each with its own copy of the weights"
@@ -76,9 +89,25 @@ class ServeConfig(BaseModel):
             adapter=self.adapter,
             device=self.device,
             dtype=self.dtype,
+            quantization=self._quantization(),
+            max_kv_bytes=self.max_kv_bytes,
+            prefix_cache_bytes=self.prefix_cache_bytes,
             num_threads=self.num_threads or max(1, (_num_cores() - 1) // self.replicas),
             cache_dir=self.cache_dir or default_cache_dir(),
         )
+
+    def _quantization(self) -> str | None:
+        from pasta_ray.engine.int8 import has_int8
+
+        if self.quantization == "auto":
+            return "int8" if self.device == "cpu" and self.dtype == "float32" and has_int8() else None
+        return None if self.quantization == "none" else self.quantization
+
+    def draft_config(self) -> "DraftConfig":
+        """How speculative methods guess."""
+        from pasta_ray.engine.config import DraftConfig
+
+        return DraftConfig.beside(self.engine_config(), self.draft_model, self.max_draft)
 
 
 def read_config(path: Path | None, overrides: dict[str, Any]) -> ServeConfig:

@@ -43,8 +43,11 @@ class StreamOptions(Body):
 class PastaOptions(Body):
     """This service's own options. ``events`` (typed events in the stream) is not served yet."""
 
-    method: str | None = Field(default=None, description="sequential, pasta, …; the default depends on the model")
+    method: str | None = Field(
+        default=None, description="sequential, pasta, sot or apar; the default depends on the model"
+    )
     max_branches: int | None = Field(default=None, ge=1, description="bodies decoded at the same time, at most")
+    router: bool = Field(default=False, description="sot: ask the model first whether the question suits it")
     events: Literal[False] = False
 
 

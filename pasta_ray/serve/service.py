@@ -4,6 +4,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Protocol
 
 from pasta_ray.actors.loading import TokenizerLike
@@ -34,8 +35,9 @@ class Service:
     def chat(self, body: ChatBody) -> Request:
         """The engine's request for a chat. Only the chat template writes special tokens, never a message's text."""
         self.check_model(body.model)
-        prompt_ids = self._tokenizer.encode_chat([message.plain() for message in body.messages])
-        return self._request("chatcmpl", body, body.wanted_tokens, prompt_ids, "messages")
+        messages = [message.plain() for message in body.messages]
+        request = self._request("chatcmpl", body, body.wanted_tokens, self._tokenizer.encode_chat(messages), "messages")
+        return replace(request, messages=tuple((message["role"], message["content"]) for message in messages))
 
     def completion(self, body: CompletionBody) -> Request:
         """The engine's request for a plain continuation."""
@@ -103,6 +105,7 @@ class Service:
             method=body.pasta.method or config.default_method,
             max_tokens=max_tokens,
             max_branches=max_branches,
+            router=body.pasta.router,
             sampling=Sampling(
                 temperature=body.temperature or 0.0,
                 top_p=1.0 if body.top_p is None else body.top_p,

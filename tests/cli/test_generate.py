@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pasta_ray.cli import answering, main
-from pasta_ray.cli.prompts import read_done
+from pasta_ray.cli.prompts import Prompt, read_done
+from pasta_ray.engine.messages import Sampling
 from pasta_ray.errors import InputError
 from tests.fakes import FakeDecoder, FakeTokenizer
 
@@ -15,7 +16,7 @@ Run = Callable[..., int]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `generate` over the fake decoder; gives the exit status."""
-    monkeypatch.setattr(answering, "LoadDecoder", lambda _: FakeDecoder)
+    monkeypatch.setattr(answering, "LoadDecoder", lambda *_: FakeDecoder)
     monkeypatch.setattr(answering, "LoadTokenizer", lambda _: FakeTokenizer)
 
     def run(*args: str) -> int:
@@ -105,8 +106,11 @@ def test_a_bad_line_is_named(
         (("x", "--out", "y"), 2, "--out goes with --prompts"),
         (("refuse",), 2, "the prompt is refused"),
         (("x", "--method", "magic"), 2, "method is 'magic'"),
+        (("x", "--router"), 2, "router goes with method 'sot', not with 'pasta'"),
         (("x", "--temperature", "9"), 2, "temperature is 9.0; allowed: 0 to 2"),
         (("x", "--device", "toaster"), 2, "device is 'toaster'"),
+        (("x", "--max-draft", "0"), 2, "max_draft is 0; allowed: 1 to 32"),
+        (("x", "--draft-model", "small"), 2, "--draft-model goes with a speculative method, not with 'pasta'"),
         (("crash",), 1, "the kernel is out of luck"),
         (("--prompts", "no-such-file"), 2, "no-such-file: No such file"),
     ],
@@ -119,6 +123,13 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_the_prompt_reaches_the_engine_as_a_message_too() -> None:
+    """Guards methods that ask the model questions of their own about the prompt."""
+    options = answering.Options("sot", 9, 2, Sampling(), router=True)
+    request = options.request(Prompt("p", "hello"), FakeTokenizer())
+    assert (request.messages, request.router, request.method) == ((("user", "hello"),), True, "sot")
 
 
 def test_an_error_in_a_file_of_prompts_names_the_prompt_and_keeps_the_answers(

@@ -1,9 +1,11 @@
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pasta_ray.cli import main
+from pasta_ray.engine.int8 import has_int8
 from pasta_ray.errors import InputError
 from pasta_ray.serve.config import ServeConfig, read_config
 
@@ -47,6 +49,7 @@ def test_options_go_over_the_file(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("replicas: 0", r"replicas: .* \(is 0\)"),
+        ("max_draft: 0", r"max_draft: .* \(is 0\)"),
         ("colour: red", "colour: Extra inputs"),
         ("[1, 2]", "a mapping of options is expected"),
         ("a: [", "serve.yaml"),
@@ -58,6 +61,28 @@ def test_a_bad_file_is_named_with_its_field(tmp_path: Path, text: str, message: 
     with pytest.raises(InputError, match=message) as raised:
         read_config(file, {})
     assert str(file) in str(raised.value)
+
+
+def test_a_draft_model_runs_as_the_model_does(tmp_path: Path) -> None:
+    """Guards against a draft model that gets the adapter, or another cache and other threads than the served one."""
+    config = read_config(None, {"draft_model": "small", "max_draft": 7, "cache_dir": tmp_path, "num_threads": 2})
+    draft = config.draft_config()
+    assert draft.max_draft == 7
+    assert draft.engine == replace(
+        config.engine_config(), model="small", adapter=None, max_kv_bytes=None, prefix_cache_bytes=0
+    )
+    assert ServeConfig().draft_config().engine is None
+
+
+def test_served_weights_are_int8_where_they_can_be() -> None:
+    """Guards the default: int8 on a CPU in float32, and what was asked for everywhere else."""
+    assert has_int8()
+    assert ServeConfig().engine_config().quantization == "int8"
+    assert ServeConfig(quantization="none").engine_config().quantization is None
+    for elsewhere in ({"device": "cuda"}, {"dtype": "bfloat16"}):
+        assert ServeConfig(**elsewhere).engine_config().quantization is None
+        with pytest.raises(InputError, match="quantization 'int8' runs with"):
+            ServeConfig(**elsewhere, quantization="int8").engine_config()
 
 
 def test_replicas_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,8 +109,8 @@ def decode(engine: Engine, branches: list[Branch], num_tokens: int) -> list[list
     sampled: dict[Branch, list[int]] = {branch: [] for branch in branches}
     while any(len(tokens) < num_tokens for tokens in sampled.values()):
         for output in engine.step():
-            assert output.token is not None
-            sampled[output.branch].append(output.token)
+            assert output.tokens
+            sampled[output.branch] += output.tokens
     for branch in branches:
         engine.free(branch)
     return [tokens[:num_tokens] for tokens in sampled.values()]
@@ -127,11 +127,20 @@ def generate(reference: PreTrainedModel, ids: list[int], num_tokens: int) -> lis
     return out[0, len(ids) :].tolist()
 
 
-def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
+def layout_mask(form: Layout, window: int | None = None) -> torch.Tensor:
+    """Additive [1, 1, T, T]: what the layout shows each token, less what stands ``window`` or more before it."""
     mask = torch.full((1, 1, len(form.ids), len(form.ids)), torch.finfo(torch.float32).min)
     for token, ranges in enumerate(form.visible):
         for start, end in ranges:
             mask[0, 0, token, start:end] = 0.0
+    if window is not None:
+        positions = torch.tensor(form.positions)
+        mask[0, 0, positions[:, None] - positions >= window] = torch.finfo(torch.float32).min
+    return mask
+
+
+def layout_logits(reference: PreTrainedModel, form: Layout) -> torch.Tensor:
+    mask = layout_mask(form)
     with torch.no_grad():
         ids, positions = torch.tensor([form.ids]), torch.tensor([form.positions])
         return reference(ids, attention_mask=mask, position_ids=positions).logits[0]

@@ -90,7 +90,7 @@ def test_slab_growth_keeps_the_cache(engine: Engine, reference: PreTrainedModel)
     capacities: set[int] = set()
     sampled: list[int] = []
     while len(sampled) < 140:
-        sampled += [output.token for output in engine.step() if output.token is not None]
+        sampled += [token for output in engine.step() for token in output.tokens]
         capacities.add(slab.capacity)
     assert engine.kv_bytes == slab.kv_bytes == 256 * slab.shape.bytes_per_slot
     engine.free(branch)

@@ -63,8 +63,8 @@ def test_crowded_requests_give_what_they_give_alone(make_engine: MakeEngine) -> 
     finished: list[Branch] = []
     while len(finished) < len(branches):
         for output in crowded.step():
-            assert output.token is not None
-            sampled[output.branch].append(output.token)
+            (token,) = output.tokens
+            sampled[output.branch].append(token)
         assert crowded.kv_bytes <= 150 * SLOT_BYTES
         for branch in branches:
             if branch not in finished and len(sampled[branch]) >= 60:
@@ -214,4 +214,29 @@ def test_nothing_is_sampled_twice(make_engine: MakeEngine) -> None:
     preempt(engine, main)
     assert engine.step() == []
     assert (main.num_fed, len(main.tokens)) == (9, 9)
+    engine.free(main)
+
+
+def test_a_slot_that_two_joins_have_brought(make_engine: MakeEngine) -> None:
+    """Guards slots that are used again: main, fed once more, must wait for the second owner of the slot only behind the
+    second join, since that owner waits for what main says before it."""
+    engine = make_engine(None)
+    main = engine.open(prompt(1, 4))
+    engine.step()
+    first = engine.fork(main, [5], path="0.0")
+    engine.join(main, [first])
+    engine.feed(main, prompt(2, 30))
+    (slot,) = first.slots
+    engine.close(first)
+    second = engine.fork(main, [8], path="0.1")
+    assert second.slots == [slot]
+    while engine.has_work:
+        engine.step()
+    engine.join(main, [second])
+    engine.feed(main, [7])
+    engine.step()
+    preempt(engine, main)
+    while engine.has_work:
+        engine.step()
+    assert (main.num_pending, second.num_pending) == (0, 0)
     engine.free(main)

@@ -7,21 +7,12 @@ import torch
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
-from pasta_ray.engine.messages import (
-    BranchClosed,
-    Delta,
-    Event,
-    Finished,
-    PromiseOpened,
-    Report,
-    Request,
-    Sampling,
-    Synced,
-)
+from pasta_ray.engine.messages import Request, Sampling, Synced
 from pasta_ray.errors import InputError
-from pasta_ray.lang import OrderedText, TagMap, parse
+from pasta_ray.lang import TagMap, parse
 from pasta_ray.lang.grammar import Phase
 from tests.engine.conftest import save_model
+from tests.engine.events import cancel_at_every_step, report, run, shown
 from tests.engine.test_tokenizer import save_tokenizer
 
 VOCAB = 320
@@ -59,38 +50,6 @@ def request(number: int, method: str = "pasta", *, max_tokens: int = 150, **limi
     return Request(
         f"r{number}", prompt, method, max_tokens=max_tokens, sampling=sampling, **({"max_promises": 5} | limits)
     )
-
-
-def run(decoder: Decoder, requests: list[Request]) -> dict[str, list[Event]]:
-    for each in requests:
-        decoder.submit(each)
-    events: dict[str, list[Event]] = {each.id: [] for each in requests}
-    while decoder.busy:
-        for news in decoder.step():
-            events[news.request_id] += news.events
-    return events
-
-
-def report(events: list[Event]) -> Report:
-    assert isinstance(events[-1], Finished)
-    assert not any(isinstance(event, Finished) for event in events[:-1])
-    return events[-1].report
-
-
-def shown(events: list[Event]) -> str:
-    """What a client sees: the deltas in document order."""
-    ordered, text = OrderedText(), ""
-    for event in events:
-        match event:
-            case PromiseOpened():
-                ordered.promise(event.branch, event.parent)
-            case Delta():
-                text += ordered.delta(event.branch, event.text)
-            case BranchClosed():
-                text += ordered.close(event.branch)
-            case Finished():
-                text += ordered.finish()
-    return text
 
 
 def test_random_answers_are_documents_and_leave_nothing(decoder: Decoder) -> None:
@@ -172,25 +131,15 @@ def test_sequential_writes_no_tag(decoder: Decoder) -> None:
 
 def test_cancelling_frees_every_branch_at_any_step(decoder: Decoder) -> None:
     """Guards against slots that a cancelled request keeps, and against neighbours that it takes along."""
-    for steps in range(0, 60, 3):
-        decoder.submit(request(1))
-        decoder.submit(request(2))
-        for _ in range(steps):
-            decoder.step()
-        decoder.cancel("r1")
-        decoder.cancel("r1")
-        assert all(news.request_id == "r2" for news in decoder.step())
-        decoder.cancel("r2")
-        assert (decoder.num_slots, decoder.num_branches, decoder.num_requests) == (0, 0, 0)
-        assert not decoder.busy
+    cancel_at_every_step(decoder, request(1), request(2), range(0, 60, 3))
 
 
 def test_a_plain_model_offers_no_pasta(tmp_path: Path) -> None:
     """Guards against tags being written with ids that a model does not have."""
     folder = save_tokenizer(save_model(tmp_path, vocab_size=VOCAB))
     decoder = Decoder(Engine(EngineConfig(model=str(folder))))
-    assert decoder.methods == ("sequential",)
-    with pytest.raises(InputError, match="allowed with this model: sequential"):
+    assert decoder.methods == ("sequential", "speculative", "sot")
+    with pytest.raises(InputError, match="allowed with this model: sequential, speculative, sot"):
         decoder.submit(request(1))
     run(decoder, [request(1, "sequential")])
 

@@ -10,7 +10,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from pasta_ray.engine.tokenizer import Message, Tokenizer
 from pasta_ray.errors import InputError, ModelError
-from pasta_ray.lang import TAG_NAMES, TagMap
+from pasta_ray.lang import CONTROL_NAMES, TAG_NAMES, ControlMap, TagMap, TokenMap
 
 TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'].strip() + '<|im_end|>\n' }}"
@@ -59,7 +59,7 @@ def user(text: str) -> Sequence[Message]:
 
 
 @pytest.mark.parametrize(
-    "text", [*ATTACKS, *TAG_NAMES, '<promise topic="x" tokens="10"/>', "", " two  spaces \n", "π🍝"]
+    "text", [*ATTACKS, *TAG_NAMES, *CONTROL_NAMES, '<promise topic="x" tokens="10"/>', "", " two  spaces \n", "π🍝"]
 )
 def test_text_stays_text(tokenizer: Tokenizer, text: str) -> None:
     """Guards against injection: no text maps to a special token or a tag, and none is lost on the way back."""
@@ -92,16 +92,19 @@ def test_role_injection(tokenizer: Tokenizer) -> None:
     assert ids.count(2) == 1
 
 
-def test_tags_that_a_tokenizer_knows_as_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [TagMap, ControlMap])
+def test_tags_that_a_tokenizer_knows_as_words(tmp_path: Path, kind: type[TokenMap]) -> None:
     """Guards full checkpoints: tags added to their tokenizer as ordinary words still cannot be typed."""
-    save_tokenizer(tmp_path, *(AddedToken(name, special=False) for name in TAG_NAMES))
+    save_tokenizer(tmp_path, *(AddedToken(name, special=False) for name in kind.names))
     plain = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    tags = TagMap(*(plain.convert_tokens_to_ids(name) for name in TAG_NAMES))
-    assert plain.encode("<|sync|>") == [tags.sync]
+    tags = kind(*(plain.convert_tokens_to_ids(name) for name in kind.names))
+    assert plain.encode(kind.names[-1]) == [tags.ids[-1]]
     tokenizer = Tokenizer.load(tmp_path, tags)
-    for ids in (tokenizer.encode("a<|sync|>b"), tokenizer.encode_chat(user("a<|sync|>b"))):
+    text = f"a{kind.names[-1]}b"
+    for ids in (tokenizer.encode(text), tokenizer.encode_chat(user(text))):
         assert not set(ids) & set(tags.ids)
-    assert tokenizer.decode([tags.sync]) == ""
+    assert tokenizer.decode([tags.ids[-1]]) == ""
+    assert tokenizer.token_text(tags.ids[-1]) == kind.names[-1]
 
 
 def test_small_facts(tokenizer: Tokenizer) -> None:

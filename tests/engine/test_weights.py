@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.weights import load_checkpoint
 from pasta_ray.errors import InputError, ModelError
-from pasta_ray.lang import TAG_NAMES, TagMap
+from pasta_ray.lang import ControlMap, TagMap, TokenMap
 from tests.engine.conftest import VOCAB, prompt, save_model
 
 
@@ -30,9 +30,9 @@ def lora_dir(base_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "lora"
 
 
-def add_tags(folder: Path, first: int, width: int = 32) -> torch.Tensor:
-    TagMap.after(first).save(folder)
-    rows = torch.randn(len(TAG_NAMES), width)
+def add_tags(folder: Path, first: int, width: int = 32, kind: type[TokenMap] = TagMap) -> torch.Tensor:
+    kind.after(first).save(folder)
+    rows = torch.randn(len(kind.names), width)
     save_file({"tag_rows": rows}, folder / "tag_rows.safetensors")
     return rows
 
@@ -72,6 +72,18 @@ def test_tag_rows(base_dir: Path, lora_dir: Path, first: int) -> None:
     torch.testing.assert_close(engine.model.embedding_VE[first : first + 6], rows)
     hidden_of_first_token = torch.linalg.lstsq(engine.model.embedding_VE, logits[0]).solution
     torch.testing.assert_close(logits[0, first : first + 6], rows @ hidden_of_first_token, atol=1e-3, rtol=0)
+
+
+def test_control_rows(base_dir: Path, lora_dir: Path) -> None:
+    """Guards APAR's adapters: two rows behind the vocabulary, by the same file; and against two languages at once."""
+    rows = add_tags(lora_dir, VOCAB, kind=ControlMap)
+    engine, logits = prompt_logits(base_dir, lora_dir, [1, VOCAB + 1])
+    assert engine.tags == ControlMap(VOCAB, VOCAB + 1)
+    assert logits.shape[1] == VOCAB + 2
+    torch.testing.assert_close(engine.model.embedding_VE[VOCAB:], rows)
+    TagMap.after(VOCAB).save(lora_dir)
+    with pytest.raises(ModelError, match=r"pasta.json and apar.json; allowed: one of them"):
+        load_checkpoint(EngineConfig(model=str(base_dir), adapter=str(lora_dir)))
 
 
 def test_fingerprint_follows_weights_and_dtype(base_dir: Path, lora_dir: Path) -> None:
@@ -128,12 +140,13 @@ def test_models_that_cannot_be_loaded(base_dir: Path, tmp_path: Path) -> None:
     config = base_dir / "config.json"
     original = config.read_text()
     for change, message in (
-        ({"architectures": ["OPTForCausalLM"]}, "architecture is OPTForCausalLM; supported: LlamaForCausalLM"),
+        ({"architectures": ["OPTForCausalLM"]}, "architecture is OPTForCausalLM; supported: LlamaForCausalLM, "),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}, "rope_type is 'linear'"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "config.json: .*factor"),
+        ({"num_attention_heads": "four"}, "config.json: .*num_attention_heads"),
     ):
         edit_json(config, **change)
-        with pytest.raises(ModelError, match=message):
+        with pytest.raises(ModelError, match=f"(?s){message}"):
             load_checkpoint(EngineConfig(model=str(base_dir)))
         config.write_text(original)
     weights = base_dir / "model.safetensors"

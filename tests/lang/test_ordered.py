@@ -42,6 +42,36 @@ def test_any_interleaving_gives_the_same_text() -> None:
         assert shown + ordered.finish() == "m0 a b m1 c d e m2 m3 "
 
 
+def test_bodies_in_bodies_stand_in_tree_order() -> None:
+    """Guards forks of forks: any tree, grown in any order, reads as each branch's text with its children in place."""
+    rng = random.Random(5)
+    for _ in range(300):
+        ordered, shown = OrderedText(), ""
+        parts: dict[str, list[str]] = {"0": []}  # words, and names of children
+        growing = ["0"]
+        for number in range(30):
+            branch = rng.choice(growing)
+            kind = rng.choice(("word", "word", "fork", "close"))
+            if kind == "fork":
+                child = f"{branch}.{sum(part in parts for part in parts[branch]) + 1}"
+                ordered.promise(child, branch)
+                parts[branch].append(child)
+                parts[child] = []
+                growing.append(child)
+            elif kind == "close" and branch != "0":
+                growing.remove(branch)
+                shown += ordered.close(branch)
+            else:
+                parts[branch].append(f"w{number} ")
+                shown += ordered.delta(branch, f"w{number} ")
+
+        def flat(name: str, parts: dict[str, list[str]] = parts) -> str:
+            return "".join(flat(part, parts) if part in parts else part for part in parts[name])
+
+        assert flat("0").startswith(shown)
+        assert shown + ordered.finish() == flat("0")
+
+
 def test_an_answer_that_is_cut_off_still_shows_all_it_has() -> None:
     """Guards against text that is lost when an answer ends with open bodies."""
     ordered = OrderedText()

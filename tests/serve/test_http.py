@@ -149,6 +149,16 @@ def test_defaults_are_greedy_and_the_models_own_method() -> None:
     assert {request.max_tokens for request in backend.requests} == {512}
 
 
+def test_a_chats_messages_reach_the_engine_with_its_router() -> None:
+    """Guards methods that ask the model questions of their own: they need the chat, and a completion has none."""
+    backend = LocalBackend()
+    post(chat("hello", pasta={"method": "sot", "router": True}), backend=backend)
+    post({"model": MODEL, "prompt": "hello"}, "/v1/completions", backend)
+    asked, plain = backend.requests
+    assert (asked.method, asked.router, asked.messages) == ("sot", True, (("user", "hello"),))
+    assert (plain.router, plain.messages) == (False, ())
+
+
 def test_an_answers_message_may_be_sent_back() -> None:
     """Guards against refusing what our own clients echo: null fields, a developer's message, text in parts."""
     parts = [{"type": "text", "text": "once "}, {"type": "text", "text": "more"}]
@@ -174,6 +184,7 @@ REFUSED = [
     (chat("x", pasta={"colour": 1}), 400, "pasta.colour", "unknown field"),
     (chat("x", pasta={"events": True}), 400, "pasta.events", "False"),
     (chat("x", pasta={"method": "magic"}), 400, None, "method is 'magic'; allowed: sequential, pasta"),
+    (chat("x", pasta={"router": True}), 400, None, "router goes with method 'sot', not with 'pasta'"),
     (chat("refuse"), 400, None, "refused"),
     (chat("x" * 8000), 400, "messages", "8000 tokens long; allowed: 7168"),
     (chat("x") | {"model": "gpt-4"}, 404, "model", "served: 'smollm2-135m-instruct-pasta'"),

@@ -2,14 +2,14 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.detokenizer import Detokenizer
 from pasta_ray.engine.engine import Engine, StepOutput
 from pasta_ray.engine.messages import (
-    MAIN_BRANCH,
     BranchReport,
     Delta,
     Event,
@@ -21,12 +21,16 @@ from pasta_ray.engine.messages import (
     Timing,
     Usage,
 )
-from pasta_ray.lang import Document
+from pasta_ray.lang import Document, Promise, Text, TokenMap
 
 
 @dataclass(eq=False)
 class Track:
-    """One branch of a request as a method follows it. Steps are the request's own, from 1; times are seconds."""
+    """One branch of a request as a method follows it. Steps are the request's own, from 1; times are seconds.
+
+    ``num_tokens`` were sampled, ``num_forced`` before them were not. ``children`` were forked from it, each with the
+    place where it cuts ``text``: the number of pieces by then.
+    """
 
     branch: Branch
     detokenizer: Detokenizer
@@ -35,21 +39,38 @@ class Track:
     parent: str | None = None
     topic: str | None = None
     tokens_predicted: int | None = None
+    num_forced: int = 0
     num_tokens: int = 0
     last_step: int = 0
     end_s: float = 0.0
     finish_reason: FinishReason | None = None
     text: list[str] = field(default_factory=list)
+    children: list[tuple["Track", int]] = field(default_factory=list)
 
     @property
     def path(self) -> str:
         return self.branch.path
 
+    def parts(self) -> Iterator["str | Track"]:
+        """Its text, with its children in their places."""
+        start = 0
+        for child, num_pieces in self.children:
+            yield "".join(self.text[start:num_pieces])
+            yield child
+            start = num_pieces
+        yield "".join(self.text[start:])
+
+    def promise(self) -> Promise:
+        """This track as a body of text in a document."""
+        assert self.topic is not None
+        assert self.tokens_predicted is not None
+        return Promise(self.topic, self.tokens_predicted, (Text("".join(self.text)),))
+
 
 class Run(ABC):
     """One request being decoded. ``react`` takes the outputs of its branches in one step and gives its events."""
 
-    needs_tags = False
+    needs: ClassVar[type[TokenMap] | None] = None
 
     def __init__(self, engine: Engine, request: Request, replica: str) -> None:
         self.engine = engine
@@ -63,6 +84,8 @@ class Run(ABC):
         self.num_steps = 0
         self.num_visible = 0
         self.num_annotation = 0
+        self.num_drafted = 0
+        self.num_accepted = 0
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -70,6 +93,11 @@ class Run(ABC):
     def max_slots(cls, request: Request) -> int:
         """The most KV slots that the request can come to need; the end token is the one beyond its ``max_tokens``."""
         return len(request.prompt_ids) + request.max_tokens + 1
+
+    @classmethod
+    def fits(cls, tags: TokenMap | None) -> bool:
+        """Whether a model that writes ``tags`` can run this method."""
+        return cls.needs is None or isinstance(tags, cls.needs)
 
     @abstractmethod
     def open_main(self) -> Branch:
@@ -87,6 +115,10 @@ class Run(ABC):
     def critical_path(self) -> int:
         """Model steps of the answer that had to follow one another, had every branch been decoded at once."""
 
+    def drafting(self) -> dict[Branch, int]:
+        """The branches that guess in the coming step, each with the most tokens that it can use."""
+        return {}
+
     def settled(self) -> list[Event]:
         """What follows once every output of a step has been taken, such as a join."""
         return []
@@ -94,7 +126,7 @@ class Run(ABC):
     def react(self, outputs: Sequence[StepOutput]) -> list[Event]:
         """Take one step's outputs, in the order of the branches' paths."""
         events: list[Event] = []
-        sampled = [output for output in outputs if output.token is not None]
+        sampled = [output for output in outputs if output.tokens]
         if not sampled:
             return events
         self.num_steps += 1
@@ -103,16 +135,26 @@ class Run(ABC):
         self._first_token_s = self._first_token_s or now
         for output in sampled:
             track = self.tracks[output.branch.path]
-            track.num_tokens += 1
             track.last_step, track.end_s = self.num_steps, now
-            assert output.token is not None
-            events += self.take(track, output.token)
-            if self.num_visible >= self.request.max_tokens:
-                return [*events, *self._finish("length")]
+            self.num_drafted += output.num_drafted
+            self.num_accepted += len(output.tokens) - 1
+            for token in output.tokens:
+                assert not track.finish_reason, "a branch's last token was followed by a guess"
+                track.num_tokens += 1
+                events += self.take(track, token)
+                if self.full:
+                    return [*events, *self._finish("length")]
         events += self.settled()
+        if self.full:
+            return [*events, *self._finish("length")]
         if all(track.finish_reason for track in self.tracks.values()):
             events += self._finish("stop")
         return events
+
+    @property
+    def full(self) -> bool:
+        """Whether the answer has all the visible tokens that it may have."""
+        return self.num_visible >= self.request.max_tokens
 
     def cancel(self) -> None:
         """Free every slot; no more events."""
@@ -142,18 +184,26 @@ class Run(ABC):
         return [Delta(track.path, text, num_tokens)]
 
     def _track(
-        self, branch: Branch, parent: str | None = None, topic: str | None = None, tokens_predicted: int | None = None
+        self,
+        branch: Branch,
+        parent: Track | None = None,
+        topic: str | None = None,
+        tokens_predicted: int | None = None,
+        num_forced: int = 0,
     ) -> Track:
         track = Track(
             branch,
             Detokenizer(self.engine.tokenizer),
             self.num_steps + 1,
             self._elapsed(),
-            parent,
+            parent.path if parent else None,
             topic,
             tokens_predicted,
+            num_forced,
         )
         self.tracks[branch.path] = track
+        if parent:
+            parent.children.append((track, len(parent.text)))
         return track
 
     def _elapsed(self) -> float:
@@ -185,12 +235,14 @@ class Run(ABC):
             usage=Usage(len(self.request.prompt_ids), self.num_visible + ended, self.num_annotation),
             timing=Timing(wall_s, self._first_text_s or wall_s, self._first_token_s or wall_s),
             parallel=Parallel(
-                num_promises=len(document.promises),
+                num_promises=len(self.tracks) - 1,
                 num_syncs=document.num_syncs,
                 max_branches=self._max_branches,
                 critical_path=critical_path,
                 sequential_tokens=sequential_tokens,
                 theoretical_speedup=sequential_tokens / max(1, critical_path),
+                num_drafted=self.num_drafted,
+                num_accepted=self.num_accepted,
             ),
             branches=tuple(_branch_report(track, self._replica) for track in self.tracks.values()),
         )
@@ -203,7 +255,7 @@ def _branch_report(track: Track, replica: str) -> BranchReport:
         parent=track.parent,
         topic=track.topic,
         tokens_predicted=track.tokens_predicted,
-        tokens=track.num_tokens + (track.path != MAIN_BRANCH),
+        tokens=track.num_forced + track.num_tokens,
         first_step=track.first_step,
         last_step=track.last_step,
         start_s=track.start_s,

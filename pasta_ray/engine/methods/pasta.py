@@ -5,7 +5,7 @@ from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
 from pasta_ray.engine.methods.base import Run, Track
 from pasta_ray.errors import InputError
-from pasta_ray.lang import Document, Promise, Sync, Text
+from pasta_ray.lang import Document, Sync, TagMap, Text
 from pasta_ray.lang.document import CriticalPath, Node
 from pasta_ray.lang.grammar import MAX_PROMISE_ANNOTATION, BodyGrammar, MainGrammar, body_budget
 from pasta_ray.lang.tokens import read_head
@@ -19,11 +19,11 @@ class PastaRun(Run):
     with the place where it cuts the main branch: its number of tokens and of pieces of text by then.
     """
 
-    needs_tags = True
+    needs = TagMap
 
     def __init__(self, engine: Engine, request: Request, replica: str) -> None:
-        if engine.tags is None:
-            raise InputError("this model knows no tag tokens, so method 'pasta' cannot run; use 'sequential'")
+        if not isinstance(engine.tags, TagMap):
+            raise InputError("this model knows no PASTA tags, so method 'pasta' cannot run; use 'sequential'")
         self._tags = engine.tags
         room = engine.max_positions - len(request.prompt_ids) - request.max_tokens
         self._grammar = MainGrammar(
@@ -81,7 +81,7 @@ class PastaRun(Run):
             constraint=grammar,
         )
         events = self.flush(self.main)
-        track = self._track(branch, self.main.path, topic, tokens_predicted)
+        track = self._track(branch, self.main, topic, tokens_predicted, num_forced=1)
         self._unsynced.append(track)
         self._cut(track)
         self.num_annotation += 1
@@ -112,7 +112,7 @@ class PastaRun(Run):
         start = 0
         for item, _, num_pieces in self._cuts:
             nodes.append(Text("".join(self.main.text[start:num_pieces])))
-            nodes.append(_promise(item) if isinstance(item, Track) else item)
+            nodes.append(item.promise() if isinstance(item, Track) else item)
             start = num_pieces
         nodes.append(Text("".join(self.main.text[start:])))
         return Document(tuple(nodes))
@@ -131,9 +131,3 @@ class PastaRun(Run):
 
     def _cut(self, item: Track | Sync) -> None:
         self._cuts.append((item, self.main.num_tokens, len(self.main.text)))
-
-
-def _promise(track: Track) -> Promise:
-    assert track.topic is not None
-    assert track.tokens_predicted is not None
-    return Promise(track.topic, track.tokens_predicted, (Text("".join(track.text)),))

@@ -1,0 +1,159 @@
+"""The element-wise part of a step on CPU, each operation one compiled loop over rows.
+
+A step has some thirty small operations a layer. Dispatched one by one they cost more than an int8 matrix product of one
+row; compiled together they cost about a microsecond each. Every loop treats a row by itself, in an order that does not
+depend on how many rows there are: a row's bits never depend on its neighbours.
+
+Axes: T row, E hidden, N heads (query, key, value), D head dimension, K inputs of a product.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pasta_ray.engine.architecture import Architecture
+from pasta_ray.engine.ops import TorchOps
+
+Floats = npt.NDArray[np.float32]
+
+F = TypeVar("F", bound=Callable[..., None])
+
+
+def _compiled(function: F) -> F:
+    """Compiled when first called, and kept on disk for the next process."""
+    return cast(F, numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)(function))
+
+
+@_compiled
+def norm(x_TE: Floats, weight_E: Floats, eps: np.float32, out_TE: Floats) -> None:
+    num_rows, size = x_TE.shape
+    for t in range(num_rows):
+        total = np.float32(0.0)
+        for e in range(size):
+            total += x_TE[t, e] * x_TE[t, e]
+        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
+        for e in range(size):
+            out_TE[t, e] = x_TE[t, e] * scale * weight_E[e]
+
+
+@_compiled
+def add_norm(hidden_TE: Floats, delta_TE: Floats, weight_E: Floats, eps: np.float32, out_TE: Floats) -> None:
+    num_rows, size = hidden_TE.shape
+    for t in range(num_rows):
+        total = np.float32(0.0)
+        for e in range(size):
+            value = hidden_TE[t, e] + delta_TE[t, e]
+            hidden_TE[t, e] = value
+            total += value * value
+        scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
+        for e in range(size):
+            out_TE[t, e] = hidden_TE[t, e] * scale * weight_E[e]
+
+
+@_compiled
+def rotate(qkv_TND: Floats, cos_TD: Floats, sin_TD: Floats, num_rotated: int, out_TND: Floats) -> None:
+    num_rows, num_heads, size = qkv_TND.shape
+    half = size // 2
+    for t in range(num_rows):
+        for n in range(num_rotated):
+            for d in range(half):
+                out_TND[t, n, d] = qkv_TND[t, n, d] * cos_TD[t, d] - qkv_TND[t, n, half + d] * sin_TD[t, d]
+            for d in range(half, size):
+                out_TND[t, n, d] = qkv_TND[t, n, d] * cos_TD[t, d] + qkv_TND[t, n, d - half] * sin_TD[t, d]
+        for n in range(num_rotated, num_heads):
+            for d in range(size):
+                out_TND[t, n, d] = qkv_TND[t, n, d]
+
+
+@_compiled
+def scatter(qkv_TND: Floats, slots_T: npt.NDArray[np.int64], k_HSD: Floats, v_HSD: Floats, q_HGTD: Floats) -> None:
+    num_kv_heads, num_groups, num_rows, size = q_HGTD.shape
+    first_k = num_kv_heads * num_groups
+    for t in range(num_rows):
+        slot = slots_T[t]
+        for h in range(num_kv_heads):
+            for g in range(num_groups):
+                for d in range(size):
+                    q_HGTD[h, g, t, d] = qkv_TND[t, h * num_groups + g, d]
+            for d in range(size):
+                k_HSD[h, slot, d] = qkv_TND[t, first_k + h, d]
+                v_HSD[h, slot, d] = qkv_TND[t, first_k + num_kv_heads + h, d]
+
+
+@_compiled
+def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, digits_2TK: Any, scale_T: Floats) -> None:
+    """Two digits a value: ``x = scale * (high + low / (2 * levels))``, both rounded to ``[-levels, levels]``. All rows'
+    high digits stand above all rows' low ones."""
+    num_rows, size = x_TK.shape
+    bits_TK = x_TK.view(np.int32)  # magnitudes order as their bits do, and integers reduce many at a time
+    for t in range(num_rows):
+        largest_bits = np.int32(0)
+        for k in range(size):
+            largest_bits = max(largest_bits, bits_TK[t, k] & np.int32(0x7FFFFFFF))
+        largest = np.int32(largest_bits).view(np.float32)
+        scale_T[t] = largest / levels
+        inverse = levels / largest if largest > 0.0 else np.float32(0.0)
+        for k in range(size):
+            value = x_TK[t, k] * inverse
+            high = np.rint(value)
+            digits_2TK[t, k] = high + offset
+            digits_2TK[num_rows + t, k] = np.rint((value - high) * (np.float32(2.0) * levels)) + offset
+
+
+@_compiled
+def combine(digits_2TN: Floats, scale_T: Floats, levels: np.float32, out_TN: Floats) -> None:
+    """The other way for the digits' products."""
+    num_rows, size = out_TN.shape
+    low_scale = np.float32(0.5) / levels
+    for t in range(num_rows):
+        for n in range(size):
+            out_TN[t, n] = scale_T[t] * (digits_2TN[t, n] + low_scale * digits_2TN[num_rows + t, n])
+
+
+class FusedOps(TorchOps):
+    """:class:`~pasta_ray.engine.ops.Ops` in float32 on CPU."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__(architecture)
+        self._eps = np.float32(architecture.norm_eps)
+
+    def norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
+        out_TE = torch.empty_like(x_TE)
+        norm(x_TE.numpy(), weight_E.numpy(), self._eps, out_TE.numpy())
+        return out_TE
+
+    def add_norm(self, hidden_TE: torch.Tensor, delta_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
+        out_TE = torch.empty_like(hidden_TE)
+        add_norm(hidden_TE.numpy(), delta_TE.numpy(), weight_E.numpy(), self._eps, out_TE.numpy())
+        return out_TE
+
+    def rotate(
+        self,
+        qkv_TX: torch.Tensor,
+        cos_TD: torch.Tensor,
+        sin_TD: torch.Tensor,
+        q_norm_D: torch.Tensor | None,
+        k_norm_D: torch.Tensor | None,
+    ) -> torch.Tensor:
+        qkv_TND = qkv_TX.view(len(qkv_TX), -1, self.head_dim)
+        num_rotated = self.num_heads + self.num_kv_heads
+        heads = slice(0, self.num_heads), slice(self.num_heads, num_rotated)
+        for which, weight_D in zip(heads, (q_norm_D, k_norm_D), strict=True):
+            if weight_D is not None:
+                heads_TND = qkv_TND[:, which]
+                heads_TND.copy_(self.norm(heads_TND.reshape(-1, self.head_dim), weight_D).view_as(heads_TND))
+        out_TND = torch.empty_like(qkv_TND)
+        rotate(qkv_TND.numpy(), cos_TD.numpy(), sin_TD.numpy(), num_rotated, out_TND.numpy())
+        return out_TND
+
+    def scatter(
+        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
+    ) -> torch.Tensor:
+        num_kv_heads, num_groups = self.num_kv_heads, self.num_heads // self.num_kv_heads
+        q_HGTD = torch.empty((num_kv_heads, num_groups, len(slots_T), self.head_dim))
+        scatter(qkv_TND.numpy(), slots_T.numpy(), k_HSD.numpy(), v_HSD.numpy(), q_HGTD.numpy())
+        return q_HGTD.view(num_kv_heads, -1, self.head_dim)
