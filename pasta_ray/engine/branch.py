@@ -109,10 +109,7 @@ class Branch:
         """See what ``children`` see, from the first token on that has never been fed."""
         before_S = self.visible.copy()
         self.slab.join(self.row, [child.row for child in children])
-        brought = np.flatnonzero(self.visible & ~before_S)
-        # A slot that an earlier join brought and its branch gave back has another token now, which came by this join.
-        self.joins = [(first, np.setdiff1d(slots, brought)) for first, slots in self.joins]
-        self.joins.append((self.num_computed, brought))
+        self.joins.append((self.num_computed, np.flatnonzero(self.visible & ~before_S)))
 
     def mark_fed(self, num_tokens: int) -> None:
         """The KV of the next ``num_tokens`` tokens is in the slab."""

@@ -215,28 +215,3 @@ def test_nothing_is_sampled_twice(make_engine: MakeEngine) -> None:
     assert engine.step() == []
     assert (main.num_fed, len(main.tokens)) == (9, 9)
     engine.free(main)
-
-
-def test_a_slot_that_two_joins_have_brought(make_engine: MakeEngine) -> None:
-    """Guards slots that are used again: main, fed once more, must wait for the second owner of the slot only behind the
-    second join, since that owner waits for what main says before it."""
-    engine = make_engine(None)
-    main = engine.open(prompt(1, 4))
-    engine.step()
-    first = engine.fork(main, [5], path="0.0")
-    engine.join(main, [first])
-    engine.feed(main, prompt(2, 30))
-    (slot,) = first.slots
-    engine.close(first)
-    second = engine.fork(main, [8], path="0.1")
-    assert second.slots == [slot]
-    while engine.has_work:
-        engine.step()
-    engine.join(main, [second])
-    engine.feed(main, [7])
-    engine.step()
-    preempt(engine, main)
-    while engine.has_work:
-        engine.step()
-    assert (main.num_pending, second.num_pending) == (0, 0)
-    engine.free(main)
