@@ -26,8 +26,9 @@ class Feed(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether the branch's next token is sampled behind this feed."""
-        return self.branch.decoding and self.num_tokens == self.branch.num_pending
+        """Whether the branch's next token is sampled behind this feed: never a second time."""
+        branch = self.branch
+        return self.num_tokens == branch.num_pending and branch.decoding and branch.num_computed < len(branch.tokens)
 
     @property
     def num_logits(self) -> int:

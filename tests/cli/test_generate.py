@@ -6,6 +6,7 @@ import pytest
 
 from pasta_ray.cli import answering, main
 from pasta_ray.cli.prompts import Prompt, read_done
+from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.errors import InputError
 from tests.fakes import FakeDecoder, FakeTokenizer
@@ -127,7 +128,7 @@ def test_errors_are_one_line(
 
 def test_the_prompt_reaches_the_engine_as_a_message_too() -> None:
     """Guards methods that ask the model questions of their own about the prompt."""
-    options = answering.Options("sot", 9, 2, Sampling(), router=True)
+    options = answering.Options("sot", 9, 2, Sampling(), DraftConfig(), router=True)
     request = options.request(Prompt("p", "hello"), FakeTokenizer())
     assert (request.messages, request.router, request.method) == ((("user", "hello"),), True, "sot")
 

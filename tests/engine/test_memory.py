@@ -200,3 +200,18 @@ def test_closing_and_holding_a_preempted_branch(make_engine: MakeEngine) -> None
     engine.release(main)
     assert [output.branch for output in engine.step()] == [main]
     engine.free(main)
+
+
+def test_nothing_is_sampled_twice(make_engine: MakeEngine) -> None:
+    """Guards against a second token behind one that has already had its turn: a branch that was settled when its last
+    token was fed samples nothing when that token is fed again."""
+    engine = make_engine(None)
+    main = engine.open(prompt(1, 8), sampling=Sampling())
+    engine.step()
+    engine.settle(main)
+    engine.step()
+    main.settled = False
+    preempt(engine, main)
+    assert engine.step() == []
+    assert (main.num_fed, len(main.tokens)) == (9, 9)
+    engine.free(main)
