@@ -1,8 +1,8 @@
 """PASTA against sequential decoding of the same data's tag-free twin, on one engine, prompt by prompt in turn.
 
 Only prompts whose reference answer is a list or has sections take part: those are the ones that can split. For each
-prompt `sequential` runs with the adapter that was trained without tags, then `pasta` with the one that was trained with
-them, both greedy. Medians and geometric means of one run; run it on a quiet machine.
+prompt `sequential` runs with the adapter that was trained without tags, and `pasta` with the one that was trained with
+them, both greedy, one or the other first in turn. Medians and geometric means of one run; run it on a quiet machine.
 
     python benchmarks/speedup.py --prompts alpacaeval_dev.jsonl --limit 40 --out speedup.json
     python benchmarks/speedup.py --prompts alpacaeval_dev.jsonl --batch 8 --structure-only --out structure.json
@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pasta_ray.engine import Engine, EngineConfig
+from pasta_ray.engine.config import QUANTIZATIONS
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Finished, Report, Request
 from pasta_ray.eval.bench.machine import describe_machine
@@ -80,6 +81,8 @@ def compare(pairs: list[tuple[Report, Report]]) -> dict[str, float]:
     per_token = [
         (s.timing.wall_s / s.usage.completion_tokens) / (p.timing.wall_s / p.usage.completion_tokens) for s, p in pairs
     ]
+    if not pairs:
+        return {"prompts": 0}
     return {
         "prompts": len(pairs),
         "wall_speedup_geomean": geomean(wall),
@@ -109,6 +112,7 @@ def main() -> None:
     parser.add_argument("--adapter", default="pasta")
     parser.add_argument("--baseline", default="baseline-sft")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--max-tokens", type=int, default=384)
@@ -119,7 +123,7 @@ def main() -> None:
     prompts = [record for record in records if has_structure(record["reference_output"])]
     if args.limit and args.limit < len(prompts):
         prompts = [prompts[i * len(prompts) // args.limit] for i in range(args.limit)]
-    options = {"model": args.model, "dtype": args.dtype, "num_threads": args.threads}
+    options = {"model": args.model, "dtype": args.dtype, "quantization": args.quantization, "num_threads": args.threads}
     pasta = Decoder(Engine(EngineConfig(adapter=args.adapter, **options)))
     result: dict[str, object] = {"command": " ".join(sys.argv), "machine": asdict(describe_machine())}
     if args.structure_only:
@@ -129,12 +133,14 @@ def main() -> None:
         for decoder, method in ((baseline, "sequential"), (pasta, "pasta")):
             decode(decoder, method, prompts[:1], 1, 16)  # warm-up
         pairs = []
-        for prompt in prompts:
-            (sequential,) = decode(baseline, "sequential", [prompt], 1, args.max_tokens)
-            (parallel,) = decode(pasta, "pasta", [prompt], 1, args.max_tokens)
-            pairs.append((sequential, parallel))
+        sides = ((baseline, "sequential"), (pasta, "pasta"))
+        for number, prompt in enumerate(prompts):
+            order = sides if number % 2 == 0 else sides[::-1]
+            done = {method: decode(decoder, method, [prompt], 1, args.max_tokens)[0] for decoder, method in order}
+            pairs.append((done["sequential"], done["pasta"]))
         reports = [p for _, p in pairs]
         result["speed"] = compare(pairs)
+        result["speed_where_it_forks"] = compare([pair for pair in pairs if pair[1].parallel.num_promises])
         finished = [
             pair for pair in pairs if all(r.finish_reason == "stop" and repetition(r.text) <= 0.5 for r in pair)
         ]

@@ -8,7 +8,7 @@ from typing import Protocol, cast
 import torch
 import torch.nn.functional as F
 
-FEW_ROWS = 2
+FEW_ROWS = 3
 ROWS_HINT = 8  # rows of a typical decode step, which oneDNN lays the weights out for
 
 
@@ -30,7 +30,7 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """oneDNN on CPU, over a laid-out copy of the weight. In float32 the plain weight stays too: for one or two rows
+    """oneDNN on CPU, over a laid-out copy of the weight. In float32 the plain weight stays too: for up to three rows
     ``F.linear`` reads it faster."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
