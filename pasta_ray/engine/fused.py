@@ -8,7 +8,7 @@ Axes: T row, E hidden, N heads (query, key, value), D head dimension, K inputs o
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import numba
 import numpy as np
@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from pasta_ray.engine.architecture import Architecture
-from pasta_ray.engine.ops import TorchOps
+from pasta_ray.engine.ops import Rotation, TorchOps
 
 Floats = npt.NDArray[np.float32]
 
@@ -55,40 +55,60 @@ def add_norm(hidden_TE: Floats, delta_TE: Floats, weight_E: Floats, eps: np.floa
 
 
 @_compiled
-def rotate(qkv_TND: Floats, cos_TD: Floats, sin_TD: Floats, num_rotated: int, out_TND: Floats) -> None:
-    num_rows, num_heads, size = qkv_TND.shape
-    half = size // 2
-    for t in range(num_rows):
-        for n in range(num_rotated):
-            for d in range(half):
-                out_TND[t, n, d] = qkv_TND[t, n, d] * cos_TD[t, d] - qkv_TND[t, n, half + d] * sin_TD[t, d]
-            for d in range(half, size):
-                out_TND[t, n, d] = qkv_TND[t, n, d] * cos_TD[t, d] + qkv_TND[t, n, d - half] * sin_TD[t, d]
-        for n in range(num_rotated, num_heads):
-            for d in range(size):
-                out_TND[t, n, d] = qkv_TND[t, n, d]
-
-
-@_compiled
-def scatter(qkv_TND: Floats, slots_T: npt.NDArray[np.int64], k_HSD: Floats, v_HSD: Floats, q_HGTD: Floats) -> None:
+def place(
+    qkv_TND: Floats,
+    cos_TD: Floats,
+    sin_TD: Floats,
+    slots_T: npt.NDArray[np.int64],
+    k_HSD: Floats,
+    v_HSD: Floats,
+    q_HGTD: Floats,
+) -> None:
     num_kv_heads, num_groups, num_rows, size = q_HGTD.shape
-    first_k = num_kv_heads * num_groups
+    first_k, half = num_kv_heads * num_groups, size // 2
     for t in range(num_rows):
-        slot = slots_T[t]
+        cos_D, sin_D, slot = cos_TD[t], sin_TD[t], slots_T[t]
+        for n in range(first_k + num_kv_heads):
+            from_D = qkv_TND[t, n]
+            is_query = n < first_k
+            to_D = q_HGTD[n // num_groups, n % num_groups, t] if is_query else k_HSD[n - first_k, slot]
+            for d in range(half):
+                to_D[d] = from_D[d] * cos_D[d] - from_D[half + d] * sin_D[d]
+            for d in range(half, size):
+                to_D[d] = from_D[d] * cos_D[d] + from_D[d - half] * sin_D[d]
         for h in range(num_kv_heads):
-            for g in range(num_groups):
-                for d in range(size):
-                    q_HGTD[h, g, t, d] = qkv_TND[t, h * num_groups + g, d]
             for d in range(size):
-                k_HSD[h, slot, d] = qkv_TND[t, first_k + h, d]
                 v_HSD[h, slot, d] = qkv_TND[t, first_k + num_kv_heads + h, d]
 
 
 @_compiled
-def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, digits_2TK: Any, scale_T: Floats) -> None:
-    """Two digits a value: ``x = scale * (high + low / (2 * levels))``, both rounded to ``[-levels, levels]``. All rows'
-    high digits stand above all rows' low ones."""
+def silu_gate(gate_up_TX: Floats, out_TI: Floats) -> None:
+    """``gate / (1 + exp(-gate)) * up``. The exponential is 2 to a whole number, set as bits, times e to the rest, by
+    its series: a call to the library's would keep the loop from taking many elements at a time."""
+    num_rows, size = out_TI.shape
+    for t in range(num_rows):
+        for i in range(size):
+            gate = gate_up_TX[t, i]
+            exponent = min(max(gate * np.float32(-1.442695041), np.float32(-126.0)), np.float32(126.0))  # log2(e)
+            whole = np.rint(exponent)
+            rest = (exponent - whole) * np.float32(0.693147181)  # ln(2)
+            power = np.float32(1 / 720)
+            power = power * rest + np.float32(1 / 120)
+            power = power * rest + np.float32(1 / 24)
+            power = power * rest + np.float32(1 / 6)
+            power = power * rest + np.float32(0.5)
+            power = power * rest + np.float32(1.0)
+            power = power * rest + np.float32(1.0)
+            scale = np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+            out_TI[t, i] = gate / (np.float32(1.0) + power * scale) * gate_up_TX[t, size + i]
+
+
+@_compiled
+def quantise(x_TK: Floats, levels: np.float32, digits_2TK: npt.NDArray[np.uint8], scale_T: Floats) -> None:
+    """Two digits a value: ``x = scale * (high + low / (2 * levels))``, both rounded to ``[-levels, levels]`` and stored
+    from 1 on. All rows' high digits stand above all rows' low ones."""
     num_rows, size = x_TK.shape
+    offset = levels + np.float32(1.0)
     bits_TK = x_TK.view(np.int32)  # magnitudes order as their bits do, and integers reduce many at a time
     for t in range(num_rows):
         largest_bits = np.int32(0)
@@ -120,6 +140,7 @@ class FusedOps(TorchOps):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__(architecture)
         self._eps = np.float32(architecture.norm_eps)
+        self._has_silu = architecture.activation == "silu"
 
     def norm(self, x_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
         out_TE = torch.empty_like(x_TE)
@@ -131,29 +152,31 @@ class FusedOps(TorchOps):
         add_norm(hidden_TE.numpy(), delta_TE.numpy(), weight_E.numpy(), self._eps, out_TE.numpy())
         return out_TE
 
-    def rotate(
+    def place(
         self,
-        qkv_TX: torch.Tensor,
-        cos_TD: torch.Tensor,
-        sin_TD: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
-    ) -> torch.Tensor:
-        qkv_TND = qkv_TX.view(len(qkv_TX), -1, self.head_dim)
-        num_rotated = self.num_heads + self.num_kv_heads
-        heads = slice(0, self.num_heads), slice(self.num_heads, num_rotated)
-        for which, weight_D in zip(heads, (q_norm_D, k_norm_D), strict=True):
-            if weight_D is not None:
-                heads_TND = qkv_TND[:, which]
-                heads_TND.copy_(self.norm(heads_TND.reshape(-1, self.head_dim), weight_D).view_as(heads_TND))
-        out_TND = torch.empty_like(qkv_TND)
-        rotate(qkv_TND.numpy(), cos_TD.numpy(), sin_TD.numpy(), num_rotated, out_TND.numpy())
-        return out_TND
-
-    def scatter(
-        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
+        qkv_TND: torch.Tensor,
+        rotation: Rotation,
+        slots_T: torch.Tensor,
+        k_HSD: torch.Tensor,
+        v_HSD: torch.Tensor,
     ) -> torch.Tensor:
         num_kv_heads, num_groups = self.num_kv_heads, self.num_heads // self.num_kv_heads
         q_HGTD = torch.empty((num_kv_heads, num_groups, len(slots_T), self.head_dim))
-        scatter(qkv_TND.numpy(), slots_T.numpy(), k_HSD.numpy(), v_HSD.numpy(), q_HGTD.numpy())
+        cos_TD, sin_TD = rotation
+        place(
+            qkv_TND.numpy(),
+            cos_TD.numpy(),
+            sin_TD.numpy(),
+            slots_T.numpy(),
+            k_HSD.numpy(),
+            v_HSD.numpy(),
+            q_HGTD.numpy(),
+        )
         return q_HGTD.view(num_kv_heads, -1, self.head_dim)
+
+    def gate(self, gate_up_TX: torch.Tensor) -> torch.Tensor:
+        if not self._has_silu:
+            return super().gate(gate_up_TX)
+        out_TI = torch.empty(len(gate_up_TX), gate_up_TX.shape[1] // 2)
+        silu_gate(gate_up_TX.numpy(), out_TI.numpy())
+        return out_TI

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from pasta_ray.engine.architecture import Architecture, LayerKind
 from pasta_ray.engine.linear import Linear, make_linear
-from pasta_ray.engine.ops import Ops, TorchOps
+from pasta_ray.engine.ops import Ops, Rotation, TorchOps
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import ModelError
 
@@ -110,9 +110,10 @@ class DecoderModel:
         hidden_TE = self._embed(ids_T)
         normed_TE = ops.norm(hidden_TE, self.input_norms[0])
         for index, layer in enumerate(self.layers):
-            cos_TD, sin_TD = rotations[layer.kind.rotary]
-            qkv_TND = ops.rotate(layer.qkv(normed_TE), cos_TD, sin_TD, layer.q_norm, layer.k_norm)
-            delta_TE = layer.output(self._attend(index, qkv_TND, requests))
+            qkv_TND = layer.qkv(normed_TE).view(len(normed_TE), -1, self.architecture.head_dim)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                ops.norm_heads(qkv_TND, layer.q_norm, layer.k_norm)
+            delta_TE = layer.output(self._attend(index, qkv_TND, rotations[layer.kind.rotary], requests))
             if layer.attention_out_norm is not None:
                 delta_TE = ops.norm(delta_TE, layer.attention_out_norm)
             normed_TE = ops.add_norm(hidden_TE, delta_TE, layer.mlp_norm)
@@ -130,7 +131,7 @@ class DecoderModel:
         # Gemma was trained with the scale rounded to the rows' type, and transformers rounds it too.
         return hidden_TE * torch.tensor(scale, dtype=hidden_TE.dtype)
 
-    def _rotations(self, positions_T: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _rotations(self, positions_T: torch.Tensor) -> list[Rotation]:
         """Cosine and sine for each row, both [T, D], with each kind of rotary embedding that the layers have."""
         dtype = self.embedding_VE.dtype
         rotations = []
@@ -139,14 +140,18 @@ class DecoderModel:
             rotations.append(((angle_TD.cos() * rotary.scaling).to(dtype), (angle_TD.sin() * rotary.scaling).to(dtype)))
         return rotations
 
-    def _attend(self, index: int, qkv_TND: torch.Tensor, requests: Sequence[RequestRows]) -> torch.Tensor:
+    def _attend(
+        self, index: int, qkv_TND: torch.Tensor, rotation: Rotation, requests: Sequence[RequestRows]
+    ) -> torch.Tensor:
         """Write the rows' keys and values into the slabs' layer ``index``, and give what the rows attend to, [T, X]."""
         window = self.layers[index].kind.window
+        cos_TD, sin_TD = rotation
         attended = []
         for request in requests:
             mask_QS, num_rows = request.masks[window], request.stop - request.start
             k_HSD, v_HSD = request.slab.keys[index], request.slab.values[index]
-            q_HQD = self.ops.scatter(qkv_TND[request.start : request.stop], request.slots, k_HSD, v_HSD)
+            rows = slice(request.start, request.stop)
+            q_HQD = self.ops.place(qkv_TND[rows], (cos_TD[rows], sin_TD[rows]), request.slots, k_HSD, v_HSD)
             seen = slice(0, mask_QS.shape[1])
             out_HQD = self._attention(q_HQD, k_HSD[:, seen], v_HSD[:, seen], mask_QS)
             out_HGTD = out_HQD.view(self.num_kv_heads, -1, num_rows, self.architecture.head_dim)

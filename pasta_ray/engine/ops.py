@@ -19,6 +19,10 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+Rotation = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine, each [T, D]."""
+
+
 class Ops(Protocol):
     """A norm's weight may be float32 where the rows are not: its product is then rounded once, not twice."""
 
@@ -30,24 +34,22 @@ class Ops(Protocol):
         """Add ``delta_TE`` to ``hidden_TE`` in place, and give the norm of the sum."""
         ...
 
-    def rotate(
-        self,
-        qkv_TX: torch.Tensor,
-        cos_TD: torch.Tensor,
-        sin_TD: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Norm the query and key heads where there are weights for that, and turn them by RoPE, Su et al. 2021
-        (arXiv 2104.09864), in the half-split form: d pairs with d + D / 2, and both halves of ``cos_TD`` and of
-        ``sin_TD`` are equal. Gives [T, N, D], which may share the memory of ``qkv_TX``; values stay as they are."""
+    def norm_heads(self, qkv_TND: torch.Tensor, q_norm_D: torch.Tensor, k_norm_D: torch.Tensor) -> None:
+        """Norm each query head and each key head, in place."""
         ...
 
-    def scatter(
-        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
+    def place(
+        self,
+        qkv_TND: torch.Tensor,
+        rotation: Rotation,
+        slots_T: torch.Tensor,
+        k_HSD: torch.Tensor,
+        v_HSD: torch.Tensor,
     ) -> torch.Tensor:
-        """Write one request's keys and values into their slots of one layer, and give its queries, [H, Q, D]: the
-        rows of all query heads of a KV head one below the other."""
+        """Turn one request's query and key heads by RoPE, Su et al. 2021 (arXiv 2104.09864), in the half-split form: d
+        pairs with d + D / 2, and both halves of the cosine and of the sine are equal. Write the keys, and the values as
+        they are, into their slots of one layer, and give the queries, [H, Q, D]: the rows of all query heads of a KV
+        head one below the other. May change ``qkv_TND``."""
         ...
 
     def gate(self, gate_up_TX: torch.Tensor) -> torch.Tensor:
@@ -73,33 +75,33 @@ class TorchOps:
     def add_norm(self, hidden_TE: torch.Tensor, delta_TE: torch.Tensor, weight_E: torch.Tensor) -> torch.Tensor:
         return self.norm(hidden_TE.add_(delta_TE), weight_E)
 
-    def rotate(
-        self,
-        qkv_TX: torch.Tensor,
-        cos_TD: torch.Tensor,
-        sin_TD: torch.Tensor,
-        q_norm_D: torch.Tensor | None,
-        k_norm_D: torch.Tensor | None,
-    ) -> torch.Tensor:
-        qkv_TND = qkv_TX.view(len(qkv_TX), self.num_heads + 2 * self.num_kv_heads, self.head_dim)
-        qk_TND = qkv_TND[:, : self.num_heads + self.num_kv_heads]
-        q_TND, k_TND = qk_TND[:, : self.num_heads], qk_TND[:, self.num_heads :]
+    def norm_heads(self, qkv_TND: torch.Tensor, q_norm_D: torch.Tensor, k_norm_D: torch.Tensor) -> None:
+        q_TND, k_TND, _ = self._split(qkv_TND)
         for heads_TND, weight_D in ((q_TND, q_norm_D), (k_TND, k_norm_D)):
-            if weight_D is not None:
-                heads_TND.copy_(self.norm(heads_TND, weight_D))
+            flat_XD = heads_TND.reshape(-1, self.head_dim)
+            heads_TND.copy_(self.norm(flat_XD, weight_D).view_as(heads_TND))
+
+    def place(
+        self,
+        qkv_TND: torch.Tensor,
+        rotation: Rotation,
+        slots_T: torch.Tensor,
+        k_HSD: torch.Tensor,
+        v_HSD: torch.Tensor,
+    ) -> torch.Tensor:
+        cos_TD, sin_TD = rotation
+        qk_TND = qkv_TND[:, : self.num_heads + self.num_kv_heads]
         first_TND, second_TND = qk_TND.chunk(2, dim=-1)
         turned_TND = torch.cat((-second_TND, first_TND), dim=-1)
         qk_TND.mul_(cos_TD[:, None]).addcmul_(turned_TND, sin_TD[:, None])
-        return qkv_TND
-
-    def scatter(
-        self, qkv_TND: torch.Tensor, slots_T: torch.Tensor, k_HSD: torch.Tensor, v_HSD: torch.Tensor
-    ) -> torch.Tensor:
-        q_TND, k_TND, v_TND = torch.split(qkv_TND, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        q_TND, k_TND, v_TND = self._split(qkv_TND)
         k_HSD[:, slots_T] = k_TND.transpose(0, 1)
         v_HSD[:, slots_T] = v_TND.transpose(0, 1)
-        q_HGTD = q_TND.view(len(q_TND), self.num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
+        q_HGTD = q_TND.reshape(len(q_TND), self.num_kv_heads, -1, self.head_dim).permute(1, 2, 0, 3)
         return q_HGTD.reshape(self.num_kv_heads, -1, self.head_dim)
+
+    def _split(self, qkv_TND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.split(qkv_TND, [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
 
     def gate(self, gate_up_TX: torch.Tensor) -> torch.Tensor:
         gate_TI, up_TI = gate_up_TX.chunk(2, dim=-1)
