@@ -8,7 +8,7 @@ Axes: T row, E hidden, N heads (query, key, value), D head dimension, K inputs o
 """
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
@@ -104,11 +104,10 @@ def silu_gate(gate_up_TX: Floats, out_TI: Floats) -> None:
 
 
 @_compiled
-def quantise(x_TK: Floats, levels: np.float32, digits_2TK: npt.NDArray[np.uint8], scale_T: Floats) -> None:
+def quantise(x_TK: Floats, levels: np.float32, offset: np.float32, digits_2TK: Any, scale_T: Floats) -> None:
     """Two digits a value: ``x = scale * (high + low / (2 * levels))``, both rounded to ``[-levels, levels]`` and stored
-    from 1 on. All rows' high digits stand above all rows' low ones."""
+    with ``offset`` added. All rows' high digits stand above all rows' low ones."""
     num_rows, size = x_TK.shape
-    offset = levels + np.float32(1.0)
     bits_TK = x_TK.view(np.int32)  # magnitudes order as their bits do, and integers reduce many at a time
     for t in range(num_rows):
         largest_bits = np.int32(0)

@@ -61,9 +61,9 @@ def test_packed_linear_equals_plain(num_rows: int) -> None:
     torch.testing.assert_close(PackedLinear(weight, bias)(x), torch.nn.functional.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("num_outputs", [48, 3000])
+@pytest.mark.parametrize("num_outputs", [48, int8.MANY_OUTPUTS])
 def test_int8_is_the_integer_product(num_outputs: int) -> None:
-    """Guards the meaning of int8: the product of int8 weights with activations of 15 bits, within
+    """Guards the meaning of int8: the product of int8 weights with activations of 15 bits, in either library, within
     the 24 bits that a float32 keeps of its two digits' sums."""
     torch.manual_seed(1)
     weight, x = torch.randn(num_outputs, 40), torch.randn(9, 40)
@@ -80,7 +80,7 @@ def test_int8_is_the_integer_product(num_outputs: int) -> None:
     assert all(torch.equal(linear(x[i : i + 1])[0], whole[i]) for i in range(9))
 
 
-@pytest.mark.parametrize("num_outputs", [48, 3000])
+@pytest.mark.parametrize("num_outputs", [48, int8.MANY_OUTPUTS])
 def test_int8_rows_do_not_depend_on_neighbours(num_outputs: int) -> None:
     """Guards batch invariance bit for bit: a row's result with neighbours a thousand times larger, in any number."""
     torch.manual_seed(2)
