@@ -1,8 +1,9 @@
 """Many requests over one engine, each by its own method: what a replica runs, and what `generate` runs in-process."""
 
+from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.drafting import make_drafter
-from pasta_ray.engine.engine import Engine, StepOutput
+from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.engine.methods import METHODS, Run

@@ -4,14 +4,12 @@ Everything here runs in one thread: none of the methods may be called while anot
 """
 
 from collections.abc import Sequence
-from copy import copy
-from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 
 import torch
 
-from pasta_ray.engine.branch import Branch, Constraint, num_equal
+from pasta_ray.engine.branch import Branch, Constraint
+from pasta_ray.engine.commit import StepOutput, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
@@ -19,24 +17,11 @@ from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
 from pasta_ray.engine.reuse import PrefixReuse
 from pasta_ray.engine.runner import Runner
-from pasta_ray.engine.sampler import SampleRow, sample
-from pasta_ray.engine.scheduler import Feed, RequestFeeds, Scheduler
+from pasta_ray.engine.scheduler import RequestFeeds, Scheduler
 from pasta_ray.engine.slab import Slab
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import load_checkpoint
 from pasta_ray.errors import InputError
-
-
-@dataclass(frozen=True, eq=False)
-class StepOutput:
-    """What a step gave a branch: ``tokens``, the accepted ones of its draft of ``num_drafted`` and the one sampled
-    behind them, which is pending now; none where tokens still wait to be fed. And for a branch with ``keep_logits`` the
-    float32 [num fed, vocab] ``logits`` behind every token fed, rejected ones apart."""
-
-    branch: Branch
-    tokens: tuple[int, ...]
-    num_drafted: int
-    logits: torch.Tensor | None
 
 
 class Engine:
@@ -230,7 +215,7 @@ class Engine:
         room = max(0, self.max_positions - branch.next_position)
         if self.pool.max_slots is not None:
             room = min(room, max(0, self.pool.max_slots - branch.slab.num_slots - 1))
-        branch.append_draft(self._allowed(branch.constraint, ids[:room]))
+        branch.append_draft(allowed(ids[:room], branch.constraint, self.masks, self.vocab_size))
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:
         """Forget all of the branch's tokens but the first ``num_tokens``; their slots are used again."""
@@ -281,7 +266,7 @@ class Engine:
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []
-            outputs = self._commit(batch, self.runner.run(batch))
+            outputs = commit(batch, self.runner.run(batch), self.masks)
             self._keep_prompts(batch)
             return outputs
 
@@ -292,55 +277,6 @@ class Engine:
             if branch is tenant.main and branch.num_fed - feeds[0].num_tokens < tenant.num_prompt <= branch.num_fed:
                 self.prefixes.keep(tenant)
 
-    def _commit(self, batch: list[RequestFeeds], logits_RV: torch.Tensor) -> list[StepOutput]:
-        """Mark the batch as fed, and append a sampled token to every branch that has run out."""
-        feeds = [feed for request in batch for feed in request]
-        samples = self._sample(feeds, logits_RV)
-        outputs = []
-        row = 0
-        for feed in feeds:
-            branch, num_logits, num_drafted = feed.branch, feed.num_logits, feed.branch.num_draft
-            branch.mark_fed(feed.num_tokens)
-            tokens = _accept(branch, samples[branch]) if branch in samples else ()
-            num_rejected = num_drafted + 1 - len(tokens) if tokens else 0
-            logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits and num_logits else None
-            row += num_logits
-            if tokens or logits is not None:
-                outputs.append(StepOutput(branch, tokens, num_drafted, logits))
-        return outputs
-
-    def _sample(self, feeds: list[Feed], logits_RV: torch.Tensor) -> dict[Branch, list[int]]:
-        """For each branch that has run out, the samples behind its last token, or behind that and each guess."""
-        rows: list[SampleRow] = []
-        picked: list[int] = []
-        stop = 0
-        for feed in feeds:
-            stop += feed.num_logits
-            if feed.samples:
-                rows += _sample_rows(feed.branch)
-                picked += range(stop - 1 - feed.branch.num_draft, stop)
-        if not rows:
-            return {}
-        if len(rows) != len(logits_RV):
-            logits_RV = logits_RV[torch.tensor(picked, device=logits_RV.device)]
-        tokens = iter(sample(logits_RV, rows, self.masks))
-        return {feed.branch: list(islice(tokens, 1 + feed.branch.num_draft)) for feed in feeds if feed.samples}
-
-    def _allowed(self, constraint: Constraint | None, ids: Sequence[int]) -> list[int]:
-        """``ids`` up to the first that is no token or that the constraint forbids there."""
-        ahead = copy(constraint)
-        allowed: list[int] = []
-        for token in ids:
-            if not 0 <= token < self.vocab_size:
-                break
-            if ahead is not None:
-                assert self.masks is not None, "a branch has a constraint, but the engine has no masks"
-                if not self.masks[ahead.mask_row, token]:
-                    break
-                ahead.advance(token)
-            allowed.append(token)
-        return allowed
-
     def check_integrity(self) -> None:
         """Raises AssertionError where what the engine has written down does not agree with itself."""
         self.pool.check_integrity(self._tenants)
@@ -349,27 +285,3 @@ class Engine:
     def _check_ids(self, ids: Sequence[int]) -> None:
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"token ids go from {min(ids)} to {max(ids)}; allowed: 0 to {self.vocab_size - 1}")
-
-
-def _sample_rows(branch: Branch) -> list[SampleRow]:
-    """How the branch samples behind its last token that is no guess, and behind each guess, were it right."""
-    assert branch.sampling is not None
-    ahead = copy(branch.constraint) if branch.num_draft else branch.constraint
-    rows = []
-    for index, token in enumerate([*branch.draft, None], len(branch.tokens) - branch.num_draft):
-        rows.append(SampleRow(branch.sampling, branch.path, index, ahead.mask_row if ahead is not None else None))
-        if ahead is not None and token is not None:
-            ahead.advance(token)
-    return rows
-
-
-def _accept(branch: Branch, samples: Sequence[int]) -> tuple[int, ...]:
-    """Keep the draft as far as it equals the samples, and append the sample behind that; gives the new tokens."""
-    num_accepted = num_equal(branch.draft, samples)
-    tokens = tuple(samples[: num_accepted + 1])
-    branch.accept_draft(num_accepted)
-    branch.append(tokens[-1:])
-    if branch.constraint is not None:
-        for token in tokens:
-            branch.constraint.advance(token)
-    return tokens

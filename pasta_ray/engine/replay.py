@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from pasta_ray.engine.branch import Branch
-from pasta_ray.engine.engine import Engine, StepOutput
+from pasta_ray.engine.commit import StepOutput
+from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import MAIN_BRANCH
 from pasta_ray.errors import InputError
 from pasta_ray.lang.document import Document

@@ -39,15 +39,14 @@ class Runner:
 
     def _masks(self, feeds: RequestFeeds, positions_T: npt.NDArray[np.int64]) -> dict[int | None, torch.Tensor]:
         """Additive [Q, S], one for each window: a token sees nothing that stands ``window`` or more before it."""
+        shape, num_groups = self.model.kv_shape, self.model.num_heads // self.model.num_kv_heads
         visible_TS = self._visible(feeds)
-        distance_TS = positions_T[:, None] - feeds[0].branch.slab.positions_S[: visible_TS.shape[1]]
+        positions_S = feeds[0].branch.slab.positions_S[: visible_TS.shape[1]]
         masks = {}
         for window in self.model.windows:
-            seen_TS = visible_TS if window is None else visible_TS & (distance_TS < window)
-            mask_TS = torch.zeros(seen_TS.shape, dtype=self.model.kv_shape.dtype)
-            mask_TS.masked_fill_(torch.from_numpy(~seen_TS), float("-inf"))
-            num_groups = self.model.num_heads // self.model.num_kv_heads
-            masks[window] = mask_TS.to(self.model.kv_shape.device).repeat(num_groups, 1)
+            seen_TS = visible_TS if window is None else visible_TS & (positions_T[:, None] - positions_S < window)
+            mask_TS = torch.from_numpy(np.where(seen_TS, np.float32(0.0), np.float32("-inf")))
+            masks[window] = mask_TS.to(shape.device, shape.dtype).repeat(num_groups, 1)
         return masks
 
     def _visible(self, feeds: RequestFeeds) -> npt.NDArray[np.bool_]:

@@ -27,6 +27,7 @@ class Tokenizer:
         self._backend = backend
         self.tags = tags
         self.stop_ids = stop_ids
+        self._texts: dict[int, str] = {}  # of single tokens, which every step asks for
         known = {token.content: token for token in backend.added_tokens_decoder.values()}
         plain = [name for name in (*TAG_NAMES, *CONTROL_NAMES) if name in known and not known[name].special]
         if plain:
@@ -65,6 +66,13 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The plain text of ``ids``; special tokens and tags have none."""
+        if len(ids) != 1:
+            return self._decode(ids)
+        if ids[0] not in self._texts:
+            self._texts[ids[0]] = self._decode(ids)
+        return self._texts[ids[0]]
+
+    def _decode(self, ids: Sequence[int]) -> str:
         plain = [id_ for id_ in ids if id_ not in self._special_ids and id_ not in self._tag_names]
         return cast(str, self._backend.decode(plain, clean_up_tokenization_spaces=False))
 

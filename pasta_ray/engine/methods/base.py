@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.detokenizer import Detokenizer
-from pasta_ray.engine.engine import Engine, StepOutput
+from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import (
     BranchReport,
     Delta,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from pasta_ray.engine import Engine
-from pasta_ray.engine import engine as engine_module
+from pasta_ray.engine import commit as commit_module
 from pasta_ray.engine.linear import Linear
 from pasta_ray.engine.sampler import sample
 from pasta_ray.eval.bench.workload import Decoding, numerics
@@ -85,7 +85,7 @@ class _Stopwatch:
             stack.enter_context(_replaced(model, "head", self._linear(model.head)))
             attention = self._timed("attention", F.scaled_dot_product_attention)
             stack.enter_context(_replaced(F, "scaled_dot_product_attention", attention))
-            stack.enter_context(_replaced(engine_module, "sample", self._timed("sampling", sample)))
+            stack.enter_context(_replaced(commit_module, "sample", self._timed("sampling", sample)))
             yield
 
     def _watched(self, layer: Any) -> Any:
