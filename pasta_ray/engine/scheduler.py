@@ -87,18 +87,15 @@ class Scheduler:
 def _blocked(branches: Sequence[Branch], shares: Mapping[Branch, int]) -> list[tuple[Branch, int]]:
     """The branches that would see a slot which is still empty after this step, with how much of their share would not:
     what is before the first join that brought such a slot, or nothing."""
-    unfed = [branch for branch in branches if branch.num_pending > shares.get(branch, 0)]
+    feeding = [branch for branch in branches if shares.get(branch)]
+    unfed = [branch for branch in branches if branch.num_pending > shares.get(branch, 0)] if feeding else []
     if not unfed:
         return []
     empty_S = np.zeros_like(unfed[0].visible)
     for branch in unfed:
         empty_S[branch.slots[branch.num_fed + shares.get(branch, 0) :]] = True
-    blocked = []
-    for branch in branches:
-        share = shares.get(branch, 0)
-        if share and (num_ready := _num_ready(branch, share, empty_S)) < share:
-            blocked.append((branch, num_ready))
-    return blocked
+    ready = [(branch, _num_ready(branch, shares[branch], empty_S)) for branch in feeding]
+    return [(branch, num_ready) for branch, num_ready in ready if num_ready < shares[branch]]
 
 
 def _num_ready(branch: Branch, share: int, empty_S: npt.NDArray[np.bool_]) -> int:

@@ -44,8 +44,10 @@ class Profile:
 
 
 def profile_step(engine: Engine, decoding: Decoding) -> Profile:
-    """One step with its calls timed, which itself costs a little: the total is no figure of the engine's."""
+    """One step with its calls timed, which itself costs a little: the total is no figure of the engine's. The step
+    before it is not watched (see :meth:`Decoding.steady_step`)."""
     stopwatch = _Stopwatch()
+    decoding.step()
     with stopwatch.watching(engine):
         total_s = decoding.step()
     seconds = stopwatch.seconds

@@ -31,7 +31,7 @@ class StepOptions:
 def bench_step(engines: Mapping[str, Engine], options: StepOptions, machine: Machine, say: Say) -> Result:
     result = Result("step", machine, asdict(options) | describe_engines(engines))
     for engine in engines.values():
-        check_room(engine, options.context, NUM_WARMUPS + options.reps + 2)
+        check_room(engine, options.context, 2 * (NUM_WARMUPS + options.reps) + 2)
         check_room(engine, PREFILL_TOKENS, 1)
     _time_steps(result, engines, options, say)
     for label, engine in engines.items():
@@ -56,11 +56,11 @@ def _time_steps(result: Result, engines: Mapping[str, Engine], options: StepOpti
         for count in options.rows:
             say(f"{label}: {_branches(count)}, prefill")
             decodings.append(Decoding(engine, prompts[:1], count))
-            cases[f"{label}: step, {_branches(count)}"] = decodings[-1].step
+            cases[f"{label}: step, {_branches(count)}"] = decodings[-1].steady_step
         for count in options.requests:
             say(f"{label}: {_requests(count)}, prefill")
             decodings.append(Decoding(engine, prompts[:count]))
-            cases[f"{label}: step, {_requests(count)}"] = decodings[-1].step
+            cases[f"{label}: step, {_requests(count)}"] = decodings[-1].steady_step
         (prompt,) = random_prompts(1, PREFILL_TOKENS, engine.vocab_size)
         cases[f"{label}: prefill, {PREFILL_TOKENS} tokens"] = partial(_prefill, engine, prompt)
     for name, seconds in interleave(cases, num_warmups=NUM_WARMUPS, num_reps=options.reps, say=say).items():
