@@ -237,6 +237,26 @@ def test_bfloat16_stays_close(case: Case) -> None:
         assert torch.nn.functional.cosine_similarity(logits, expected).min() > 0.98
 
 
+def test_int8(case: Case, tags: TagMap) -> None:
+    """Guards the quantised numerics: documents through fork and join stay close to transformers' float32, and requests
+    in one batch that are fed by the same chunks give, to the last bit, what each gives alone."""
+    engine = Engine(EngineConfig(model=str(case.folder), quantization="int8", prefill_chunk=64, prefix_cache_bytes=0))
+    rng = random.Random(5)
+    for number in range(5):
+        document, ids = random_document(rng, tags), prompt(number, rng.randint(1, 40))
+        expected = layout_logits(case, layout(document, ids))
+        logits = replay_tokens(engine, ids, document)
+        assert torch.nn.functional.cosine_similarity(logits, expected).mean() > 0.99
+    prompts = [prompt(seed, length) for seed, length in enumerate((12, 3, 9))]
+    together = [engine.open(ids, keep_logits=True) for ids in prompts]
+    crowded = {output.branch: output.logits for output in engine.step()}
+    for branch, ids in zip(together, prompts, strict=True):
+        engine.free(branch)
+        alone, got = prompt_logits(engine, ids), crowded[branch]
+        assert got is not None
+        assert torch.equal(got, alone[: len(got)])
+
+
 @pytest.mark.parametrize("name", ["qwen3", "gemma3"])
 def test_merged_adapter_and_tag_rows(tmp_path: Path, name: str) -> None:
     """Guards adapters of families other than Llama: LoRA is merged, and tag rows stand in the embedding unscaled,
