@@ -15,7 +15,7 @@ from pasta_ray.engine.slab import Slab
 class Constraint(Protocol):
     """A grammar's place in one branch: which row of the engine's mask bank holds now, and how it moves on.
 
-    A shallow copy moves on by itself: it is led along a draft.
+    Where a method drafts, a shallow copy moves on by itself: it is led along the draft.
     """
 
     @property

@@ -1,13 +1,13 @@
 """What an engine is made of: model, adapter, device. Frozen, and checked where it is made."""
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pasta_ray.errors import InputError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
-DEVICES = ("cpu", "cuda")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
 MAX_DRAFT = 32
@@ -47,8 +47,8 @@ class EngineConfig:
             raise InputError("model is empty; allowed: a name, a folder, a .gguf file or a hub id")
         if self.adapter is not None and not self.adapter:
             raise InputError("adapter is empty; allowed: a folder, a shipped adapter's name, or None")
-        if self.device.split(":")[0] not in DEVICES:
-            raise InputError(f"device is {self.device!r}; allowed: {', '.join(DEVICES)}, cuda:N")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise InputError(f"device is {self.device!r}; allowed: cpu, cuda, cuda:N")
         if self.dtype not in DTYPES:
             raise InputError(f"dtype is {self.dtype!r}; allowed: {', '.join(DTYPES)}")
         if self.quantization is not None:

@@ -145,6 +145,8 @@ class DraftModel:
 
     def propose(self, branches: Sequence[Branch]) -> list[list[int]]:
         """As many steps as a guess has tokens; a branch that must read much first guesses less, and stalls nobody."""
+        for target in [target for target in self._mirrors if not target.slab.resident]:
+            self.engine.free(self._mirrors.pop(target).own)  # preempted: its guesses have no KV either
         followed = [branch for branch in branches if branch.next_position + self.max_draft < self.engine.max_positions]
         mirrors = {branch: self._follow(branch).own for branch in followed}
         for target, own in mirrors.items():
@@ -167,12 +169,18 @@ class DraftModel:
             mirror = self._mirrors[target] = self._make(target)
         self._catch_up(mirror)
         for child in [child for child in mirror.children if target.visible[child.target.slots[0]]]:
+            if self._waits_for(child.own, mirror.own):
+                continue
             mirror.children.remove(child)
             self._catch_up(child)
             # Where the token before the sync is pending too, it sees the children as well, unlike the target's: one
             # token a little off costs less than a step of its own.
             self.engine.join(mirror.own, [child.own])
         return mirror
+
+    def _waits_for(self, child: Branch, parent: Branch) -> bool:
+        """Whether the parent has still to read what the child sees; joined, they would wait for each other."""
+        return bool(child.visible[parent.slots[parent.num_computed :]].any())
 
     def _guesses(self, target: Branch, own: Branch) -> list[int]:
         """What the mirror wrote behind an acting token is taken back: it saw nothing of the target's action."""
@@ -186,7 +194,7 @@ class DraftModel:
         if target.parent is None:
             own = self.engine.open(ids, sampling=target.sampling, path=target.path)
         else:
-            parent = self._mirrors.get(target.parent) or self._follow(target.parent)
+            parent = self._follow(target.parent)
             own = self.engine.fork(parent.own, ids, path=target.path, sampling=target.sampling)
         self.engine.settle(own)
         mirror = _Mirror(target, own, len(ids))

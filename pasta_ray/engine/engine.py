@@ -17,7 +17,7 @@ from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
 from pasta_ray.engine.reuse import PrefixReuse
 from pasta_ray.engine.runner import Runner
-from pasta_ray.engine.scheduler import RequestFeeds, Scheduler
+from pasta_ray.engine.scheduler import Scheduler
 from pasta_ray.engine.slab import Slab
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import load_checkpoint
@@ -61,7 +61,7 @@ class Engine:
     @cached_property
     def fingerprint(self) -> str:
         """Hex sha256 of what the weights were loaded from: equal for replicas whose KV is interchangeable."""
-        return self._checkpoint.fingerprint(self.config.dtype)
+        return self._checkpoint.fingerprint(f"{self.config.dtype} {self.config.quantization}")
 
     @property
     def vocab_size(self) -> int:
@@ -208,13 +208,12 @@ class Engine:
         most theirs, 1 − D_TV; Daliri et al. bound it below for Gumbel sampling, not for the inverse of the cumulative
         sum that the sampler uses.
 
-        The guess is cut where the constraint forbids a token, at the model's last position, and where the request
-        would outgrow ``max_kv_bytes``.
+        The guess is cut where the constraint forbids a token, at the model's last position, and where no KV is free:
+        nobody is preempted for it.
         """
         assert branch.draftable, f"branch {branch.path} samples nothing behind a draft in the next step"
         room = max(0, self.max_positions - branch.next_position)
-        if self.pool.max_slots is not None:
-            room = min(room, max(0, self.pool.max_slots - branch.slab.num_slots - 1))
+        room = self.pool.num_spare(branch.slab, self._tenants, room)
         branch.append_draft(allowed(ids[:room], branch.constraint, self.masks, self.vocab_size))
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:
@@ -266,16 +265,13 @@ class Engine:
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []
+            fed = [self._requests[feeds[0].branch.slab] for feeds in batch]
+            reading = [tenant for tenant in fed if tenant.main.num_fed < tenant.num_prompt]
             outputs = commit(batch, self.runner.run(batch), self.masks)
-            self._keep_prompts(batch)
+            for tenant in reading:
+                if tenant.main.num_fed >= tenant.num_prompt:
+                    self.prefixes.keep(tenant)  # a whole prompt: others that start with it find it from now on
             return outputs
-
-    def _keep_prompts(self, batch: list[RequestFeeds]) -> None:
-        """Put the prompts whose last token was just fed where other requests find them."""
-        for feeds in batch:
-            branch, tenant = feeds[0].branch, self._requests[feeds[0].branch.slab]
-            if branch is tenant.main and branch.num_fed - feeds[0].num_tokens < tenant.num_prompt <= branch.num_fed:
-                self.prefixes.keep(tenant)
 
     def check_integrity(self) -> None:
         """Raises AssertionError where what the engine has written down does not agree with itself."""

@@ -20,12 +20,12 @@ from pasta_ray.engine.ops import Rotation, TorchOps
 
 Floats = npt.NDArray[np.float32]
 
-F = TypeVar("F", bound=Callable[..., None])
+Loop = TypeVar("Loop", bound=Callable[..., None])
 
 
-def _compiled(function: F) -> F:
+def _compiled(function: Loop) -> Loop:
     """Compiled when first called, and kept on disk for the next process."""
-    return cast(F, numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)(function))
+    return cast(Loop, numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)(function))
 
 
 @_compiled

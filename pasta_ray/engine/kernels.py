@@ -2,12 +2,15 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.fused import FusedOps
 from pasta_ray.engine.int8 import Int8Linear, check_int8_supported
 from pasta_ray.engine.linear import make_linear
 from pasta_ray.engine.model import MakeLinear, MakeOps
 from pasta_ray.engine.ops import TorchOps
+from pasta_ray.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class Kernels:
 
 def choose_kernels(config: EngineConfig) -> Kernels:
     """Raises InputError where this machine cannot compute what the config asks for."""
+    if config.device != "cpu" and not torch.cuda.is_available():
+        raise InputError(f"device is {config.device!r}, but torch finds no GPU; allowed here: cpu")
     if config.quantization == "int8":
         check_int8_supported()
         return Kernels(Int8Linear, FusedOps)

@@ -97,6 +97,12 @@ class Pool:
         free = self._num_free(tenants)
         return free is None or slab.end <= slab.capacity + free
 
+    def num_spare(self, slab: Slab, tenants: Sequence[Tenant], wanted: int) -> int:
+        """Up to ``wanted`` slots that ``slab`` can have without taking anybody's, beside one for the token that
+        follows."""
+        free = self._num_free(tenants)
+        return wanted if free is None else max(0, min(wanted, slab.capacity + free - slab.num_slots - 1))
+
     def _fit(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
         """Allocate at least what ``slab`` needs and at best twice what it has, for few copies; or tell that it cannot
         be had."""

@@ -66,7 +66,7 @@ def _masked(logits_RV: torch.Tensor, mask_rows: Sequence[int | None], masks: tor
     if not constrained:
         return logits_RV
     assert masks is not None, "a branch has a constraint, but the engine has no masks"
-    allowed_RV = masks[[mask_row for mask_row in mask_rows if mask_row is not None]]
+    allowed_RV = masks[[mask_row for mask_row in mask_rows if mask_row is not None]].to(logits_RV.device)
     logits_RV[constrained] = torch.where(allowed_RV, logits_RV[constrained], float("-inf"))
     return logits_RV
 

@@ -76,7 +76,9 @@ class Scheduler:
             if branch is not oldest and run <= budget:
                 shares[branch] = run
                 budget -= run
-        budget += half if oldest else 0
+        if oldest:
+            shares[oldest] = min(longer[oldest], budget + half)
+            budget += half - shares[oldest]
         for branch, run in longer.items():
             if branch not in shares and budget:
                 shares[branch] = min(run, budget)

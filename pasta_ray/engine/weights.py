@@ -50,9 +50,9 @@ class Checkpoint:
         tensors, self.tensors = self.tensors, {}
         return tensors
 
-    def fingerprint(self, dtype: str) -> str:
-        """Hex sha256 of config, dtype and every weight file's bytes."""
-        digest = hashlib.sha256(f"{dtype}\n{self.config.to_json_string()}\n{self.tags}".encode())
+    def fingerprint(self, numerics: str) -> str:
+        """Hex sha256 of config, numerics and every weight file's bytes."""
+        digest = hashlib.sha256(f"{numerics}\n{self.config.to_json_string()}\n{self.tags}".encode())
         for path in self.files:
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -140,7 +140,7 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
     path = adapter / "adapter_model.safetensors"
     _check_adapter(adapter / "adapter_config.json", path)
-    with _no_progress_bar():
+    with _no_progress_bar(), _as_model_error(folder):
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with _as_model_error(path), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 deprecates; and it only warns of keys that it misses,

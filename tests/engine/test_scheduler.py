@@ -45,6 +45,16 @@ def test_short_runs_do_not_starve_a_long_prompt(engine: Engine) -> None:
         engine.free(branch)
 
 
+def test_a_long_prompt_that_comes_last_has_its_half_too(engine: Engine) -> None:
+    """Guards the half against older requests: forks of theirs that go first must not take it up."""
+    shorts = [engine.open(prompt(seed, 30)) for seed in range(3)]
+    long = engine.open(prompt(9, 1000))
+    engine.step()
+    assert (long.num_fed, [branch.num_fed for branch in shorts]) == (CHUNK // 2 + 2, [30, 0, 0])
+    for branch in (long, *shorts):
+        engine.free(branch)
+
+
 def test_a_chunk_of_one_still_moves(model_dir: Path) -> None:
     """Guards the smallest budget: every run ends, whatever the others are."""
     engine = Engine(EngineConfig(model=str(model_dir), prefill_chunk=1, prefix_cache_bytes=0))

@@ -89,13 +89,19 @@ def test_control_rows(base_dir: Path, lora_dir: Path) -> None:
 def test_fingerprint_follows_weights_and_dtype(base_dir: Path, lora_dir: Path) -> None:
     """Guards the KV key: the same files give the same fingerprint, any difference gives another."""
 
-    def fingerprint(adapter: str | None = None, dtype: str = "float32") -> str:
-        return Engine(EngineConfig(model=str(base_dir), adapter=adapter, dtype=dtype)).fingerprint
+    def fingerprint(adapter: str | None = None, dtype: str = "float32", quantization: str | None = None) -> str:
+        config = EngineConfig(model=str(base_dir), adapter=adapter, dtype=dtype, quantization=quantization)
+        return Engine(config).fingerprint
 
-    prints = [fingerprint(), fingerprint(str(lora_dir)), fingerprint(dtype="bfloat16")]
+    prints = [
+        fingerprint(),
+        fingerprint(str(lora_dir)),
+        fingerprint(dtype="bfloat16"),
+        fingerprint(quantization="int8"),
+    ]
     add_tags(lora_dir, VOCAB)
     prints.append(fingerprint(str(lora_dir)))
-    assert len(set(prints)) == 4
+    assert len(set(prints)) == 5
     assert fingerprint() == prints[0]
 
 
@@ -173,6 +179,7 @@ def test_models_that_cannot_be_loaded(base_dir: Path, tmp_path: Path) -> None:
         ({"model": ""}, "model is empty"),
         ({"adapter": ""}, "adapter is empty"),
         ({"device": "tpu"}, "device is 'tpu'; allowed: cpu, cuda"),
+        ({"device": "cuda:x"}, "device is 'cuda:x'; allowed: cpu, cuda, cuda:N"),
         ({"dtype": "float16"}, "dtype is 'float16'; allowed: float32, bfloat16"),
         ({"num_threads": 0}, "num_threads is 0"),
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),

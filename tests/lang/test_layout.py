@@ -1,4 +1,4 @@
-"""The layout against DESIGN's rule, written out by hand, and against an independent statement of it."""
+"""The layout against its rule, written out by hand, and against an independent statement of it."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,7 +50,7 @@ NODES = st.lists(
 
 
 def naive_visible(document: TokenDocument, prompt_len: int) -> list[set[int]]:
-    """DESIGN's visibility, rule by rule: for each token the set of tokens that it sees."""
+    """Visibility, rule by rule: for each token the set of tokens that it sees."""
     main, joined, waiting = list(range(prompt_len)), set[int](), set[int]()
     visible = [set(range(i + 1)) for i in range(prompt_len)]
     at = prompt_len

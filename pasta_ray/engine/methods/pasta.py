@@ -1,4 +1,4 @@
-"""The interpreter: fork at every promise, go on beside its body, join at a sync (DESIGN: layout; arXiv 2502.11517)."""
+"""The interpreter: fork at every promise, go on beside its body, join at a sync (lang/layout.py; arXiv 2502.11517)."""
 
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.engine import Engine
