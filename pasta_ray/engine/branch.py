@@ -69,6 +69,11 @@ class Branch:
         return (self.num_computed if self.held else len(self.tokens)) - self.num_fed
 
     @property
+    def num_lost(self) -> int:
+        """Tokens that have been fed before, and must be again."""
+        return self.num_computed - self.num_fed
+
+    @property
     def num_plain(self) -> int:
         """How many leading tokens stand at positions 0, 1, ... and saw exactly those before them, in a main branch."""
         stop = self.joins[0][0] if self.joins else len(self.tokens)

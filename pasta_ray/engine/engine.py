@@ -213,7 +213,7 @@ class Engine:
         """
         assert branch.draftable, f"branch {branch.path} samples nothing behind a draft in the next step"
         room = max(0, self.max_positions - branch.next_position)
-        room = self.pool.num_spare(branch.slab, self._tenants, room)
+        room = self.pool.num_spare(self._requests[branch.slab], self._tenants, room)
         branch.append_draft(allowed(ids[:room], branch.constraint, self.masks, self.vocab_size))
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:

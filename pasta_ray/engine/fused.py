@@ -8,6 +8,7 @@ Axes: T row, E hidden, N heads (query, key, value), D head dimension, K inputs o
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numba
@@ -24,8 +25,12 @@ Loop = TypeVar("Loop", bound=Callable[..., None])
 
 
 def _compiled(function: Loop) -> Loop:
-    """Compiled when first called, and kept on disk for the next process."""
-    return cast(Loop, numba.njit(cache=True, fastmath=True, error_model="numpy", nogil=True)(function))
+    """Compiled when first called, and kept on disk for the next process, where anything may be written."""
+    compiled = partial(numba.njit, fastmath=True, error_model="numpy", nogil=True)
+    try:
+        return cast(Loop, compiled(cache=True)(function))
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        return cast(Loop, compiled()(function))
 
 
 @_compiled

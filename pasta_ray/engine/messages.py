@@ -27,6 +27,8 @@ class Sampling:
             raise InputError(f"temperature is {self.temperature}; allowed: 0 to 2")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p is {self.top_p}; allowed: above 0, up to 1")
+        if not -(2**63) <= self.seed < 2**63:
+            raise InputError("seed is beyond 64 bits; allowed: -2**63 to 2**63 - 1")
 
 
 @dataclass(frozen=True)

@@ -97,11 +97,13 @@ class Pool:
         free = self._num_free(tenants)
         return free is None or slab.end <= slab.capacity + free
 
-    def num_spare(self, slab: Slab, tenants: Sequence[Tenant], wanted: int) -> int:
-        """Up to ``wanted`` slots that ``slab`` can have without taking anybody's, beside one for the token that
-        follows."""
-        free = self._num_free(tenants)
-        return wanted if free is None else max(0, min(wanted, slab.capacity + free - slab.num_slots - 1))
+    def num_spare(self, tenant: Tenant, tenants: Sequence[Tenant], wanted: int) -> int:
+        """Up to ``wanted`` slots that ``tenant`` can have without taking anybody's, beside one for each branch's next
+        token."""
+        slab, free = tenant.slab, self._num_free(tenants)
+        if free is None:
+            return wanted
+        return max(0, min(wanted, slab.capacity + free - slab.num_slots - len(tenant.branches)))
 
     def _fit(self, slab: Slab, tenants: Sequence[Tenant]) -> bool:
         """Allocate at least what ``slab`` needs and at best twice what it has, for few copies; or tell that it cannot

@@ -11,6 +11,8 @@ import torch
 
 from pasta_ray.engine.messages import Sampling
 
+MIN_TEMPERATURE = 1e-6  # below it a division overflows, and no draw would differ
+
 
 @dataclass(frozen=True)
 class SampleRow:
@@ -72,18 +74,29 @@ def _masked(logits_RV: torch.Tensor, mask_rows: Sequence[int | None], masks: tor
 
 
 def _draw(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
-    """Temperature and nucleus (top-p) sampling, Holtzman et al. 2020 (arXiv 1904.09751): the fewest tokens whose
-    probability reaches ``top_p``, drawn by inverting their cumulative sum."""
+    """Temperature and nucleus (top-p) sampling, Holtzman et al. 2020 (arXiv 1904.09751), drawn by inverting the
+    cumulative sum in the vocabulary's order: unlike in the order of likelihood, a rounding in one logit moves the
+    borders of the others by no more than itself."""
     device = logits_RV.device
-    temperature_R1 = torch.tensor([[row.sampling.temperature] for row in rows], device=device)
-    top_p_R1 = torch.tensor([[row.sampling.top_p] for row in rows], dtype=torch.float64, device=device)
+    temperatures = [max(row.sampling.temperature, MIN_TEMPERATURE) for row in rows]
+    temperature_R1 = torch.tensor(temperatures, device=device)[:, None]
     draws = [[uniform(row.sampling.seed, row.path, row.index)] for row in rows]
     u_R1 = torch.tensor(draws, dtype=torch.float64, device=device)
-    probs_RV = torch.softmax(logits_RV.float() / temperature_R1, dim=-1)
+    logits_RV = logits_RV.float()
+    probs_RV = torch.softmax((logits_RV - logits_RV.amax(dim=-1, keepdim=True)) / temperature_R1, dim=-1)
+    if any(row.sampling.top_p < 1.0 for row in rows):
+        probs_RV = _nucleus(probs_RV, [row.sampling.top_p for row in rows])
+    cumulative_RV = probs_RV.double().cumsum(dim=-1)
+    total_R1 = cumulative_RV[:, -1:]
+    last_R1 = (cumulative_RV < total_R1).sum(dim=-1, keepdim=True)
+    drawn_R1 = torch.searchsorted(cumulative_RV, u_R1 * total_R1, right=True)
+    return torch.minimum(drawn_R1, last_R1).squeeze(1)
+
+
+def _nucleus(probs_RV: torch.Tensor, top_ps: Sequence[float]) -> torch.Tensor:
+    """Zero but for the fewest tokens whose probability reaches ``top_ps``."""
+    top_p_R1 = torch.tensor(top_ps, dtype=torch.float64, device=probs_RV.device)[:, None]
     sorted_RV, ids_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-    cumulative_RV = sorted_RV.double().cumsum(dim=-1)
-    num_kept_R1 = (cumulative_RV < top_p_R1).sum(dim=-1, keepdim=True) + 1
-    last_R1 = torch.minimum(num_kept_R1, (sorted_RV > 0).sum(dim=-1, keepdim=True)) - 1
-    kept_R1 = cumulative_RV.gather(1, last_R1)
-    rank_R1 = torch.searchsorted(cumulative_RV, u_R1 * kept_R1, right=True)
-    return ids_RV.gather(1, torch.minimum(rank_R1, last_R1)).squeeze(1)
+    before_RV = sorted_RV.double().cumsum(dim=-1) - sorted_RV
+    kept_RV = torch.zeros_like(probs_RV, dtype=torch.bool).scatter(1, ids_RV, before_RV < top_p_R1)
+    return torch.where(kept_RV, probs_RV, 0.0)

@@ -52,7 +52,7 @@ class Scheduler:
 
     def schedule(self, requests: Sequence[Sequence[Branch]]) -> list[RequestFeeds]:
         """``requests`` are the branches of each slab, oldest request first."""
-        runs = {branch: run for branches in requests for branch in branches if (run := branch.num_feedable)}
+        runs = {branch: run for branches in requests for branch, run in _runs(branches) if run}
         while True:
             shares = self._share(runs)
             blocked = [item for branches in requests for item in _blocked(branches, shares)]
@@ -84,6 +84,14 @@ class Scheduler:
                 shares[branch] = min(run, budget)
                 budget -= shares[branch]
         return shares
+
+
+def _runs(branches: Sequence[Branch]) -> list[tuple[Branch, int]]:
+    """How many tokens wait in each branch. After a preemption no branch goes on before all are where they were: a limit
+    that they share, such as one of open bodies, must find them side by side as before."""
+    if any(branch.num_lost for branch in branches):
+        return [(branch, branch.num_lost) for branch in branches]
+    return [(branch, branch.num_feedable) for branch in branches]
 
 
 def _blocked(branches: Sequence[Branch], shares: Mapping[Branch, int]) -> list[tuple[Branch, int]]:

@@ -122,7 +122,7 @@ def test_each_thread_goes_on_from_its_own_path_alone(
                 grammar.advance(token)
             num_forked += len(own) > 1 and track is not run_.main
             num_nested += track.path.count(".") > 1
-    assert min(num_forked, num_nested) > 15
+    assert min(num_forked, num_nested) > 10
 
 
 def path_before(run_: Run, track: Track) -> list[int]:

@@ -1,10 +1,12 @@
 """Sampling: seeds, top-p, masks, and rows that do not depend on their neighbours."""
 
+import pytest
 import torch
 
 from pasta_ray.engine import Engine
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.engine.sampler import SampleRow, sample, uniform
+from pasta_ray.errors import InputError
 from tests.engine.conftest import decode, prompt
 
 
@@ -51,6 +53,17 @@ def test_top_p_and_temperature_statistically() -> None:
         expected /= expected.sum()
         torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
         assert not counts[expected == 0].any()
+
+
+def test_extreme_values_draw_a_token() -> None:
+    """Guards every request of a replica against one whose numbers overflow: a temperature next to nothing draws what
+    is likeliest, and logits that are no numbers draw something."""
+    logits = torch.tensor([[1.0, 3.0, 2.0], [-1e30, 1e30, 0.0], [float("nan")] * 3])
+    tokens = sample(logits, [row(i, temperature=1e-40, top_p=0.9) for i in range(3)], None)
+    assert tokens[:2] == [1, 1]
+    assert 0 <= tokens[2] < 3
+    with pytest.raises(InputError, match="seed is beyond 64 bits"):
+        Sampling(seed=2**63)
 
 
 def test_masks_hold_for_greedy_and_drawn_rows() -> None:

@@ -1,6 +1,7 @@
 """Thousands of random operations under a tiny KV bound: the books agree after each, and every request gives what it
 gives alone."""
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import pytest
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.branch import Branch
-from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.messages import Event, Sampling
 from pasta_ray.errors import InputError
 from tests.engine.conftest import VOCAB, prompt
 from tests.engine.test_memory import SLOT_BYTES
@@ -178,3 +179,24 @@ def test_the_worst_case_must_fit(tmp_path: Path) -> None:
     assert decoder.num_requests == 0
     for number in range(0, 400, 40):
         report(run(decoder, [request(number)])[f"r{number}"])
+
+
+def test_a_preempted_answer_goes_on_side_by_side(tmp_path: Path) -> None:
+    """Guards limits that branches share (tokens of the answer, bodies at once): wherever a preemption falls, no branch
+    may get ahead of the others while they are fed again."""
+    decoder = make_decoder(tmp_path, prefix_cache_bytes=0)
+    for number in range(4):
+        for limits in ({"max_tokens": 60}, {"max_tokens": 300, "max_branches": 2}):
+            each = request(number, **limits)
+            undisturbed = report(run(decoder, [each])[each.id])
+            for preempted_at in range(8, 50, 14):
+                decoder.submit(each)
+                events: list[Event] = []
+                for step in itertools.count():
+                    if step == preempted_at:
+                        for tenant in decoder.engine._requests.values():
+                            tenant.preempt()
+                    events += [event for news in decoder.step() for event in news.events]
+                    if not decoder.busy:
+                        break
+                assert report(events).document == undisturbed.document

@@ -137,7 +137,7 @@ def test_limits(decoder: Decoder) -> None:
             if short.finish_reason == "length":
                 num_cut += 1
                 assert short.usage.completion_tokens == max_tokens
-    assert num_waited > 2
+    assert num_waited > 1
     assert num_cut > 12
 
 
