@@ -120,7 +120,7 @@ class Run(ABC):
         """The branches that guess in the coming step, each with the most tokens that it can use."""
         return {}
 
-    def settled(self) -> list[Event]:
+    def after_step(self) -> list[Event]:
         """What follows once every output of a step has been taken, such as a join."""
         return []
 
@@ -145,7 +145,7 @@ class Run(ABC):
                 events += self.take(track, token)
                 if self.full:
                     return [*events, *self._finish("length")]
-        events += self.settled()
+        events += self.after_step()
         if self.full:
             return [*events, *self._finish("length")]
         if all(track.finish_reason for track in self.tracks.values()):

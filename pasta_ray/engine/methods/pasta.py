@@ -98,7 +98,7 @@ class PastaRun(Run):
         reason: FinishReason = "length" if grammar.at_budget else "stop"
         return [*self.end(track, reason), BranchClosed(track.path, reason)]
 
-    def settled(self) -> list[Event]:
+    def after_step(self) -> list[Event]:
         """Join once a sync waits and all its bodies are closed: their last tokens and the sync share a step."""
         if not self._waiting or not all(track.finish_reason for track in self._unsynced):
             return []

@@ -127,7 +127,7 @@ class SkeletonRun(Run):
         self._points = points
         self._waiting = [(index, prompt[num_shared:]) for index, prompt in enumerate(prompts)]
 
-    def settled(self) -> list[Event]:
+    def after_step(self) -> list[Event]:
         """Start as many points as may be decoded at the same time; the last one started ends the main branch."""
         events: list[Event] = []
         num_open = sum(not track.finish_reason for track in self.tracks.values()) - 1
