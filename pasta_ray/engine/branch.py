@@ -66,7 +66,7 @@ class Branch:
     @property
     def num_feedable(self) -> int:
         """Pending tokens that nothing holds back; a hold leaves those that have been computed once."""
-        return (self.num_computed if self.held else len(self.tokens)) - self.num_fed
+        return self.num_lost if self.held else self.num_pending
 
     @property
     def num_lost(self) -> int:
@@ -128,9 +128,7 @@ class Branch:
 
     def accept_draft(self, num_accepted: int) -> None:
         """The draft's first ``num_accepted`` tokens are tokens like others from now on; the rest has never been."""
-        num_tokens = len(self.tokens) - self.num_draft + num_accepted
-        self.num_draft = 0
-        self.rewind(num_tokens)
+        self.rewind(len(self.tokens) - self.num_draft + num_accepted)
 
     def rewind(self, num_tokens: int) -> None:
         """Forget all but the first ``num_tokens`` tokens: no branch sees them any more, and their slots are reused."""

@@ -47,7 +47,7 @@ class PackedLinear:
         return cast(torch.Tensor, y)
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+def make_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
     """The fastest exact form for the weight's device and type. weight: [out, in]."""
     packs = weight.device.type == "cpu" and torch._C._has_mkldnn
     if packs and weight.dtype == torch.bfloat16:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from transformers import PretrainedConfig
 
 from pasta_ray.engine.architecture import Architecture, LayerKind
-from pasta_ray.engine.linear import Linear, make_linear
-from pasta_ray.engine.ops import Ops, Rotation, TorchOps
+from pasta_ray.engine.linear import Linear
+from pasta_ray.engine.ops import Ops, Rotation
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import ModelError
 
@@ -65,8 +65,8 @@ class DecoderModel:
         tensors: Mapping[str, torch.Tensor],
         dtype: torch.dtype,
         device: torch.device,
-        make_linear: MakeLinear = make_linear,
-        make_ops: MakeOps = TorchOps,
+        make_linear: MakeLinear,
+        make_ops: MakeOps,
     ) -> None:
         self.architecture = architecture = Architecture.read(config)
         self.num_heads = architecture.num_heads

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,22 +25,24 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 4096,
+    "initializer_range": 0.3,
+    "eos_token_id": None,
+    "bos_token_id": None,
+}
+
+
 def save_model(folder: Path, **changes: object) -> Path:
     """A Llama of 3 layers, 4 heads on 2 KV heads, saved as safetensors. No tokenizer."""
-    settings: dict[str, object] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-        "eos_token_id": None,
-        "bos_token_id": None,
-    }
+    settings = SMALL | {"tie_word_embeddings": True}
     with torch.random.fork_rng():
         torch.manual_seed(7)
         LlamaForCausalLM(LlamaConfig(**(settings | changes))).save_pretrained(folder)

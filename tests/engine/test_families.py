@@ -28,7 +28,7 @@ from pasta_ray.engine.messages import Sampling
 from pasta_ray.engine.replay import replay_tokens
 from pasta_ray.errors import ModelError
 from pasta_ray.lang import Layout, TagMap, layout
-from tests.engine.conftest import VOCAB, decode, generate, layout_mask, prompt, random_document
+from tests.engine.conftest import SMALL, VOCAB, decode, generate, layout_mask, prompt, random_document
 
 WINDOW = 8
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -112,21 +112,7 @@ FAMILIES = {
 
 
 def make_config(family: Family, **changes: object) -> PretrainedConfig:
-    settings: dict[str, Any] = {
-        "vocab_size": VOCAB,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 4096,
-        "initializer_range": 0.3,
-        "eos_token_id": None,
-        "bos_token_id": None,
-        "pad_token_id": None,
-    }
-    return family.config(**(settings | family.settings | changes))
+    return family.config(**(SMALL | {"pad_token_id": None} | family.settings | changes))
 
 
 def save_family(folder: Path, name: str) -> Path:

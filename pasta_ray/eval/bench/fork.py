@@ -10,7 +10,7 @@ import torch
 from pasta_ray.engine import Engine
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.messages import MAIN_BRANCH
-from pasta_ray.engine.slab import KVShape, Slab
+from pasta_ray.engine.slab import Slab
 from pasta_ray.eval.bench.figures import Result, Say, interleave
 from pasta_ray.eval.bench.machine import Machine
 from pasta_ray.eval.bench.workload import check_room, describe_engines, random_prompts
@@ -58,15 +58,10 @@ def bench_fork(engines: Mapping[str, Engine], options: ForkOptions, machine: Mac
     for label, parent in parents.items():
         stored, exact = f"{label}: KV of a token, stored", f"{label}: KV of a token, exact"
         result.add(stored, "bytes", [sum(t.nbytes for t in _tensors(parent.slab)) / parent.slab.capacity])
-        result.add(exact, "bytes", [bytes_per_token(parent.slab.shape)])
+        result.add(exact, "bytes", [parent.slab.shape.bytes_per_slot])
         result.compare(f"{label}: KV of a token, stored / exact", stored, exact)
         engines[label].free(parent)
     return result
-
-
-def bytes_per_token(shape: KVShape) -> int:
-    """A key and a value of each KV head in each layer."""
-    return 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * shape.dtype.itemsize
 
 
 def _open(engine: Engine, options: ForkOptions) -> Branch:
