@@ -34,7 +34,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU that can]")
+        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU with VNNI]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica.")] = None,
     draft_model: Annotated[

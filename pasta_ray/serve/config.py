@@ -33,7 +33,7 @@ class ServeConfig(BaseModel):
     device: str = "cpu"
     dtype: str = "float32"
     quantization: Literal["auto", "none", "int8"] = Field(
-        default="auto", description="of the weights; auto is int8 where the CPU can and dtype is float32, else none"
+        default="auto", description="of the weights; auto is int8 where that is faster (a CPU with VNNI, dtype float32), else none"
     )
     max_kv_bytes: int | None = Field(
         default=4 * 2**30, ge=1, description="KV of a replica's requests; beyond it they wait. null is no bound"
@@ -97,10 +97,10 @@ class ServeConfig(BaseModel):
         )
 
     def _quantization(self) -> str | None:
-        from pasta_ray.engine.int8 import has_int8
+        from pasta_ray.engine.int8 import int8_pays
 
         if self.quantization == "auto":
-            return "int8" if self.device == "cpu" and self.dtype == "float32" and has_int8() else None
+            return "int8" if self.device == "cpu" and self.dtype == "float32" and int8_pays() else None
         return None if self.quantization == "none" else self.quantization
 
     def draft_config(self) -> "DraftConfig":

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pasta_ray.cli import main
-from pasta_ray.engine.int8 import has_int8
+from pasta_ray.engine import int8
 from pasta_ray.errors import InputError
 from pasta_ray.serve.config import ServeConfig, read_config
 
@@ -74,9 +74,12 @@ def test_a_draft_model_runs_as_the_model_does(tmp_path: Path) -> None:
     assert ServeConfig().draft_config().engine is None
 
 
-def test_served_weights_are_int8_where_they_can_be() -> None:
-    """Guards the default: int8 on a CPU in float32, and what was asked for everywhere else."""
-    assert has_int8()
+def test_served_weights_are_int8_where_that_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards the default: int8 in float32 on a CPU that is faster with it, and what was asked for everywhere else."""
+    assert int8.has_int8()
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    assert ServeConfig().engine_config().quantization is None
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: True)
     assert ServeConfig().engine_config().quantization == "int8"
     assert ServeConfig(quantization="none").engine_config().quantization is None
     for elsewhere in ({"device": "cuda"}, {"dtype": "bfloat16"}):
