@@ -33,7 +33,7 @@ class ServeConfig(BaseModel):
     device: str = "cpu"
     dtype: str = "float32"
     quantization: Literal["auto", "none", "int8"] = Field(
-        default="auto", description="of the weights; auto is int8 where that is faster (a CPU with VNNI, dtype float32), else none"
+        default="auto", description="of the weights; auto is int8 on a CPU with VNNI in float32, else none"
     )
     max_kv_bytes: int | None = Field(
         default=4 * 2**30, ge=1, description="KV of a replica's requests; beyond it they wait. null is no bound"
