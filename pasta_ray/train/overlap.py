@@ -1,4 +1,4 @@
-"""Whether training prompts overlap evaluation prompts: word 8-grams in common, as GPT-3's check (arXiv 2005.14165, app. C).
+"""Whether training prompts overlap evaluation prompts: word 8-grams in common, as in GPT-3's check (arXiv 2005.14165).
 
 Sets of n-grams are kept as 64-bit hashes, so that a check needs neither text.
 """
