@@ -7,6 +7,7 @@ from pasta_ray.lang.lexer import PastaSyntaxError
 from pasta_ray.lang.ordered import OrderedText
 from pasta_ray.lang.parser import Parser, parse
 from pasta_ray.lang.tags import TAG_NAMES, TagMap, TokenMap
+from pasta_ray.lang.threads import Thread, thread_layout
 from pasta_ray.lang.tokens import (
     TokenDocument,
     TokenFormError,
@@ -32,6 +33,7 @@ __all__ = [
     "Sync",
     "TagMap",
     "Text",
+    "Thread",
     "TokenDocument",
     "TokenFormError",
     "TokenMap",
@@ -43,4 +45,5 @@ __all__ = [
     "layout",
     "parse",
     "read_tokens",
+    "thread_layout",
 ]
