@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,21 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain
 
+Config = TypeVar("Config", bound=BaseModel)
 
-class SftConfig(BaseModel):
-    """Stage 1: supervised fine-tuning on annotated documents."""
+
+class RunConfig(BaseModel):
+    """What every training run is told, whatever it trains on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="the run's name: its folder below `runs`, and what it resumes by")
     model: str = Field("smollm2-135m-instruct", description="base model, as the engine names it")
-    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    init_adapter: Path | None = Field(None, description="adapter to start from; its rank and alpha must be those here")
     runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
     tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
-
     epochs: int = Field(1, ge=1)
-    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed batch, and so the longest example")
-    accumulate: int = Field(1, ge=1, description="batches a worker adds up before it updates")
     seed: int = 0
 
     lora_rank: int = Field(16, ge=1)
@@ -45,7 +44,15 @@ class SftConfig(BaseModel):
     report_every: int = Field(5, ge=1, description="steps")
 
 
-def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
+class SftConfig(RunConfig):
+    """Stage 1: supervised fine-tuning on annotated documents."""
+
+    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
+    batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
+
+
+def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) -> Config:
     """A YAML file and ``FIELD=VALUE`` settings over it (values are YAML). Raises InputError that names the field."""
     values: dict[str, Any] = {}
     try:
@@ -58,7 +65,7 @@ def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
             if not equals:
                 raise InputError(f"--set {setting}: expected FIELD=VALUE")
             values[name] = yaml.safe_load(value)
-        return SftConfig.model_validate(values)
+        return kind.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path or settings}: {error}") from error
     except ValidationError as error:
