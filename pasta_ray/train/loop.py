@@ -77,6 +77,8 @@ def _work(loop_config: dict[str, Any]) -> str | None:
     encoder = load_encoder(stage.config)
     policy = load_policy(stage.config, encoder)
     engine = initialize(policy, stage.config)
+    run.mkdir(parents=True, exist_ok=True)
+    stage = stage.prepare(engine, plan, encoder, run)
     try:
         _train(engine, stage, plan, encoder, run)
     except TrainingError as error:
@@ -131,6 +133,5 @@ def _checkpoint(engine: Any, step: int, metrics: dict[str, float]) -> None:
 
 def _forget_steps_after(path: Path, step: int) -> None:
     """Drop the log's lines of steps that a lost worker has to do again."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -43,6 +44,10 @@ class SftStage:
             size = self.config.batch_packs
             steps += [packs[at : at + size] for at in range(0, len(packs), size)]
         return Plan(steps)
+
+    def prepare(self, engine: Any, plan: Plan[Pack], encoder: Encoder, run: Path) -> "SftStage":
+        del engine, plan, encoder, run  # nothing is needed of the model that training starts from
+        return self
 
     def loss(self, model: Model, micro_batch: Pack, encoder: Encoder) -> tuple[Tensor, Metrics]:
         batch = collate([encoder.encode(record) for record in micro_batch.records]).to(model.device)

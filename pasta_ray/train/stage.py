@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -59,6 +60,10 @@ class Stage(Protocol[M]):
 
     def plan(self, encoder: Encoder) -> Plan[M]:
         """What to train on: computed once, where the run was started. Raises InputError for unusable input."""
+
+    def prepare(self, engine: Any, plan: Plan[M], encoder: Encoder, run: Path) -> "Stage[M]":
+        """The stage as it trains, on each worker before the run's first step or its last checkpoint is loaded: here
+        DeepSpeed's ``engine`` still is the model that training starts from. ``run`` is the run's folder."""
 
     def loss(self, model: Model, micro_batch: M, encoder: Encoder) -> tuple[Tensor, Metrics]:
         """The *sum* of the micro-batch's losses, to be differentiated, and (sum, count) of each metric beside it.
