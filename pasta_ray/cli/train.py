@@ -85,9 +85,9 @@ def sft(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Stage 1: fine-tune on documents. A run of the same name goes on where it stopped."""
-    from pasta_ray.train.config import load_config
+    from pasta_ray.train.config import SftConfig, load_config
 
-    settings = load_config(config, set_ or [])
+    settings = load_config(SftConfig, config, set_ or [])
     import ray
 
     from pasta_ray.train.sft import run_sft
