@@ -181,9 +181,9 @@ def _choose(group: Sequence[Scored], quality_weight: float, pair_cut_off: bool) 
 def build_response(sample: Scored, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
     """A sample in tokens, labelled where the model sampled: log π(y) is of its own choices alone.
 
-    Predicted lengths stay as generated. An answer that was cut off has no end token. Two kinds of ``<|/async|>`` have no
-    label, for the decoder or the text form wrote them: those of bodies that ran into their budget and, in an answer that
-    was cut off, those of bodies that no sync had joined by then.
+    Predicted lengths stay as generated. An answer that was cut off has no end token. ``<|/async|>`` has no label where
+    the decoder wrote it, in a body that ran into its budget, or the text form did, in an answer that was cut off before
+    a sync joined the body.
     """
     example = build_example(sample, tokenizer, tags, exact=False, finished=sample.finished)
     if tags is None:
