@@ -26,6 +26,11 @@ def mean_by_kind(losses: Tensor, kinds: Tensor) -> dict[str, float]:
     return means
 
 
+def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability in nats of each label: logits float32 [M, V], labels int64 [M] -> float32 [M]."""
+    return -next_token_loss(logits, labels)
+
+
 def bonbon_beta(num_samples: int) -> float:
     """The β at which the loss below fits the best of n against the worst: 1 / (2 (n−1) H(n−1)), H the harmonic number.
 

@@ -77,6 +77,11 @@ class Pairs:
     num_cut_off: int
     left_out: dict[str, int]
 
+    def only(self, pairs: Sequence[Pair], why: str) -> "Pairs":
+        """These of them; the others are left out, and this is why."""
+        num_others = len(self.pairs) - len(pairs)
+        return replace(self, pairs=tuple(pairs), left_out=self.left_out | ({why: num_others} if num_others else {}))
+
     def report(self) -> dict[str, Any]:
         """Counts, and what the chosen are like beside the rejected: means, and how often the chosen is longer."""
         report: dict[str, Any] = {
