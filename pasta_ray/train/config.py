@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,21 +10,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain
 
+Config = TypeVar("Config", bound=BaseModel)
 
-class SftConfig(BaseModel):
-    """Stage 1: supervised fine-tuning on annotated documents."""
+
+class RunConfig(BaseModel):
+    """What every training run is told, whatever it trains on."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="the run's name: its folder below `runs`, and what it resumes by")
     model: str = Field("smollm2-135m-instruct", description="base model, as the engine names it")
-    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    init_adapter: Path | None = Field(None, description="adapter to start from; its rank and alpha must be those here")
     runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
     tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
-
     epochs: int = Field(1, ge=1)
-    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed batch, and so the longest example")
-    accumulate: int = Field(1, ge=1, description="batches a worker adds up before it updates")
     seed: int = 0
 
     lora_rank: int = Field(16, ge=1)
@@ -45,7 +44,48 @@ class SftConfig(BaseModel):
     report_every: int = Field(5, ge=1, description="steps")
 
 
-def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
+class SftConfig(RunConfig):
+    """Stage 1: supervised fine-tuning on annotated documents."""
+
+    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
+    batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
+
+
+class PreferConfig(RunConfig):
+    """Stage 2: preference optimisation on the model's own scored samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    init_adapter: Path = Field(
+        description="the initial model's adapter, which wrote the samples: a folder, or a shipped adapter's name;"
+        " lora_rank and lora_alpha are its own unless they are given"
+    )
+    scored: list[Path] = Field(min_length=1, description="JSONL files of scored samples, as `pasta-ray score` writes")
+    quality_weight: float = Field(
+        4.0, alias="lambda", ge=0, description="λ of score = speedup + λ·quality: any number, or inf for quality alone"
+    )
+    pair_cut_off: bool = Field(False, description="pair a prompt's samples even where all of them were cut off")
+
+    alpha: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description="weight of −log π(y⁺) beside the contrast; 0.005 is what BoNBoN's authors train with"
+        " (the README of github.com/gl-ybnbxb/BoNBoN)",
+    )
+    beta: float | None = Field(None, gt=0, description="unless given, best of n's: 1 / (2 (n−1) H(n−1))")
+    num_samples: int | None = Field(
+        None, ge=2, description="that n; unless given, the number of samples that most prompts have"
+    )
+
+    batch_pairs: int = Field(8, ge=1, description="pairs of one update, all workers' together")
+    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so of the longest pair")
+    learning_rate: float = Field(1e-4, gt=0)
+    tag_learning_rate: float = Field(1e-3, gt=0, description="of the tag tokens' rows")
+
+
+def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) -> Config:
     """A YAML file and ``FIELD=VALUE`` settings over it (values are YAML). Raises InputError that names the field."""
     values: dict[str, Any] = {}
     try:
@@ -58,7 +98,7 @@ def load_config(path: Path | None, settings: Sequence[str]) -> SftConfig:
             if not equals:
                 raise InputError(f"--set {setting}: expected FIELD=VALUE")
             values[name] = yaml.safe_load(value)
-        return SftConfig.model_validate(values)
+        return kind.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path or settings}: {error}") from error
     except ValidationError as error:

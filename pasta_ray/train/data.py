@@ -67,6 +67,10 @@ class Example:
     def __len__(self) -> int:
         return len(self.layout.ids)
 
+    @property
+    def num_labels(self) -> int:
+        return sum(source is not None for source in self.layout.label_source)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -106,6 +110,17 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
             except ValidationError as error:
                 raise InputError(f"{path}, line {number}: {explain(error)}") from error
     return records
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Records to examples: a model's tokenizer, and its tags; None for a model that writes none."""
+
+    tokenizer: ChatTokenizer
+    tags: TagMap | None
+
+    def encode(self, record: Record) -> Example:
+        return build_example(record, self.tokenizer, self.tags)
 
 
 def build_example(

@@ -15,15 +15,13 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def mean_by_kind(losses: Tensor, kinds: Tensor) -> dict[str, float]:
-    """Mean loss of all labels, and of those of each kind that occurs: losses [M], kinds int64 [M]."""
+def sums_by_kind(losses: Tensor, kinds: Tensor) -> dict[str, tuple[float, float]]:
+    """Sum and count of the losses of each kind that occurs, as ``loss_KIND``: losses [M], kinds int64 [M]."""
     losses = losses.detach()
-    means = {"loss": losses.mean().item()}
-    for index, kind in enumerate(KINDS):
-        chosen = kinds == index
-        if torch.any(chosen):
-            means[f"loss_{kind}"] = losses[chosen].mean().item()
-    return means
+    chosen = {kind: kinds == index for index, kind in enumerate(KINDS)}
+    return {
+        f"loss_{kind}": (losses[mask].sum().item(), mask.sum().item()) for kind, mask in chosen.items() if mask.any()
+    }
 
 
 def label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:

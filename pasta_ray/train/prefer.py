@@ -48,9 +48,7 @@ class PairRow:
 
     def beside(self, other: "PairRow") -> "PairRow":
         """One row of both."""
-        return PairRow(
-            self.pairs + other.pairs, self.num_tokens + other.num_tokens, self.num_labels + other.num_labels
-        )
+        return PairRow(self.pairs + other.pairs, self.num_tokens + other.num_tokens, self.num_labels + other.num_labels)
 
     def encode(self, encoder: Encoder) -> list[Example]:
         """Chosen, rejected, chosen, rejected, …"""
@@ -63,8 +61,8 @@ class PairRow:
 
 @dataclass(frozen=True)
 class PreferStage:
-    """``pairs`` are rows of one pair each, ``beta`` is as the loss takes it. Known once a worker has prepared:
-    ``reference``, log π of each sample under the initial model by its id, and ``scale``, of the loss's backward pass."""
+    """``pairs`` are rows of one pair each, ``beta`` is as the loss takes it. When a worker has prepared,
+    ``reference`` is log π of each sample under the initial model, by its id, and ``scale`` its backward one."""
 
     config: PreferConfig
     pairs: tuple[PairRow, ...]
@@ -73,7 +71,7 @@ class PreferStage:
     scale: float = 1.0
 
     def plan(self, encoder: Encoder) -> Plan[PairRow]:
-        """Each epoch shuffles the pairs anew; each update's pairs are packed into rows. The last may have fewer pairs."""
+        """Each epoch shuffles the pairs; each update's pairs are packed into rows. The last may have fewer pairs."""
         del encoder  # the pairs were measured when they were read
         size = self.config.batch_pairs
         steps: list[Sequence[PairRow]] = []
@@ -95,9 +93,7 @@ class PreferStage:
         examples = micro_batch.encode(encoder)
         policy = log_probs(model, examples)
         reference = policy.new_tensor([self.reference[example.id] for example in examples])
-        result = bonbon_loss(
-            policy[0::2], policy[1::2], reference[0::2], reference[1::2], self.config.alpha, self.beta
-        )
+        result = bonbon_loss(policy[0::2], policy[1::2], reference[0::2], reference[1::2], self.config.alpha, self.beta)
         num_pairs = len(micro_batch.pairs)
         metrics = {
             "loss": (result.loss.sum().item(), num_pairs),
@@ -112,7 +108,7 @@ class PreferStage:
 
 
 def pack_rows(pairs: Sequence[PairRow], batch_tokens: int) -> list[PairRow]:
-    """One update's pairs, longest first, first fit into rows of at most ``batch_tokens``; each pair stays in one row."""
+    """One update's pairs, longest first, first fit into rows of at most ``batch_tokens``; no pair is split."""
     rows: list[PairRow] = []
     for pair in sorted(pairs, key=lambda pair: -pair.num_tokens):
         fits = (index for index, row in enumerate(rows) if row.num_tokens + pair.num_tokens <= batch_tokens)
@@ -146,7 +142,7 @@ def run_prefer(config: PreferConfig) -> Path:
 
 
 def with_adapter(config: PreferConfig) -> PreferConfig:
-    """The adapter's folder in place of its name; LoRA's rank and alpha are the adapter's, unless the config has its own."""
+    """The adapter's folder in place of its name, and its LoRA's rank and alpha, unless the config has its own."""
     folder = resolve_adapter(str(config.init_adapter)).resolve()
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     lora = {"lora_rank": settings["r"], "lora_alpha": settings["lora_alpha"]}
@@ -166,7 +162,9 @@ def _keep(run: Path, pairs: Pairs, report: dict[str, Any]) -> None:
     text = "".join(json.dumps(pair.line()) + "\n" for pair in pairs.pairs)
     path = run / PAIRS_FILE
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(f"name: the run {run.name} began with other pairs ({path}); allowed: a new name, or its own pairs")
+        raise InputError(
+            f"name: the run {run.name} began with other pairs ({path}); allowed: a new name, or its own pairs"
+        )
     run.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     (run / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

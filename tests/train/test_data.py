@@ -9,9 +9,9 @@ from pasta_ray.engine import Engine, EngineConfig, replay
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.errors import InputError
 from pasta_ray.lang import TagMap, parse
-from pasta_ray.train.config import load_config
-from pasta_ray.train.data import KINDS, Record, build_example, collate, pack, read_records
-from pasta_ray.train.loss import mean_by_kind, next_token_loss
+from pasta_ray.train.config import RunConfig, SftConfig, load_config
+from pasta_ray.train.data import KINDS, Encoder, Record, build_example, collate, pack, read_records
+from pasta_ray.train.loss import next_token_loss, sums_by_kind
 from pasta_ray.train.policy import Policy, load_policy, save_adapter
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
@@ -86,7 +86,8 @@ def test_packs_hold_every_example_once_and_are_seeded(tokenizer: Tokenizer) -> N
 
 def random_policy(folder: Path, tokenizer: Tokenizer) -> Policy:
     """LoRA's B starts at zero, which would hide a wrong merge: every trained parameter is random here."""
-    policy = load_policy(folder, tokenizer, TAGS, rank=4, alpha=8, precision="fp32")
+    config = RunConfig(name="x", model=str(folder), lora_rank=4, lora_alpha=8)
+    policy = load_policy(config, Encoder(tokenizer, TAGS))
     with torch.no_grad():
         for parameter in policy.parameters():
             if parameter.requires_grad:
@@ -113,10 +114,10 @@ def test_a_trained_adapter_gives_the_engine_the_same_logits(folder: Path, tokeni
 
 
 def test_losses_by_kind() -> None:
-    """Guards the mean of each kind, against a case worked out by hand."""
+    """Guards the sums of each kind, against a case worked out by hand."""
     losses = next_token_loss(torch.tensor([[0.0, 0.0], [0.0, 100.0]]), torch.tensor([0, 1]))
-    means = mean_by_kind(losses, torch.tensor([KINDS.index("text"), KINDS.index("tag")]))
-    assert means == pytest.approx({"loss": 0.34657, "loss_text": 0.69315, "loss_tag": 0.0}, abs=1e-4)
+    sums = sums_by_kind(losses, torch.tensor([KINDS.index("text"), KINDS.index("tag")]))
+    assert sums == {"loss_text": (pytest.approx(0.69315, abs=1e-4), 1), "loss_tag": (pytest.approx(0.0), 1)}
 
 
 def test_bad_input_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -128,9 +129,9 @@ def test_bad_input_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="document bad: line 1, column 1"):
         build_example(record("<sync/>", "bad"), tokenizer, TAGS)
     with pytest.raises(InputError, match="learning_rate"):
-        load_config(None, ["name=x", "documents=[a]", "learning_rate=-1"])
+        load_config(SftConfig, None, ["name=x", "documents=[a]", "learning_rate=-1"])
     with pytest.raises(InputError, match="unknown_field"):
-        load_config(None, ["name=x", "documents=[a]", "unknown_field=1"])
+        load_config(SftConfig, None, ["name=x", "documents=[a]", "unknown_field=1"])
     with pytest.raises(InputError, match="FIELD=VALUE"):
-        load_config(None, ["name"])
-    assert load_config(None, ["name=x", "documents=[a]", "epochs=3"]).epochs == 3
+        load_config(SftConfig, None, ["name"])
+    assert load_config(SftConfig, None, ["name=x", "documents=[a]", "epochs=3"]).epochs == 3

@@ -1,0 +1,137 @@
+"""What both stages share: Ray Train's workers, resuming, checkpoints, metrics. Read it from top to bottom."""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pasta_ray.engine.config import EngineConfig
+from pasta_ray.engine.tokenizer import Tokenizer
+from pasta_ray.engine.weights import resolve_model
+from pasta_ray.lang import TagMap
+from pasta_ray.train.config import RunConfig
+from pasta_ray.train.data import Encoder
+from pasta_ray.train.policy import load_policy, save_adapter
+from pasta_ray.train.sharding import gathered, initialize, load_state, save_state, set_learning_rate
+from pasta_ray.train.stage import M, Plan, Stage
+from pasta_ray.train.update import TrainingError, learning_rate_factor, update
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def run_stage(stage: Stage[M]) -> Path:
+    """Train, or go on with the run of the same name; returns the adapter's folder.
+
+    Raises InputError for unusable input before any worker starts, TrainingError where training itself fails.
+    """
+    config = stage.config
+    plan = stage.plan(load_encoder(config))
+    runs = config.runs.resolve()
+    trainer = TorchTrainer(
+        _work,  # type: ignore[arg-type]  # which says that a loop returns nothing; Train V2 hands on what it returns
+        train_loop_config={"stage": stage, "plan": plan, "run": runs / config.name},
+        torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.use_gpu,
+            resources_per_worker={"CPU": 1} | ({"GPU": 1} if config.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are those of Train V1, it is V2's class
+            name=config.name,
+            storage_path=str(runs),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": _worker_environment(config)},
+        ),
+    )
+    result: Any = trainer.fit()
+    if result.error:
+        raise TrainingError(f"run {config.name}: {result.error}") from result.error
+    if result.return_value:
+        raise TrainingError(f"run {config.name}: {result.return_value}")
+    return runs / config.name / "adapter"
+
+
+def load_encoder(config: RunConfig) -> Encoder:
+    """Tokenizer and tags of the run's model."""
+    tokenizer = Tokenizer.load(resolve_model(EngineConfig(model=config.model)), None)
+    return Encoder(tokenizer, TagMap.after(tokenizer.vocab_size) if config.tags else None)
+
+
+def _worker_environment(config: RunConfig) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(config.threads_per_worker), "OMP_WAIT_POLICY": "PASSIVE"}
+    return environment if config.use_gpu else environment | {"DS_ACCELERATOR": "cpu"}
+
+
+def _work(loop_config: dict[str, Any]) -> str | None:
+    """What each worker does; returns why training cannot go on where no restart would help."""
+    stage, plan, run = loop_config["stage"], loop_config["plan"], loop_config["run"]
+    torch.set_num_threads(stage.config.threads_per_worker)
+    torch.manual_seed(stage.config.seed)
+    encoder = load_encoder(stage.config)
+    policy = load_policy(stage.config, encoder)
+    engine = initialize(policy, stage.config)
+    run.mkdir(parents=True, exist_ok=True)
+    stage = stage.prepare(engine, plan, encoder, run)
+    try:
+        _train(engine, stage, plan, encoder, run)
+    except TrainingError as error:
+        return str(error)
+    with gathered(engine):
+        if dist.get_rank() == 0:
+            save_adapter(policy, run / "adapter")
+    dist.barrier()
+    return None
+
+
+def _train(engine: Any, stage: Stage[M], plan: Plan[M], encoder: Encoder, run: Path) -> None:
+    config, rank, num_steps = stage.config, dist.get_rank(), len(plan.steps)
+    start = _resume(engine, stage, plan, encoder)
+    if rank == 0:
+        _forget_steps_after(run / METRICS_FILE, start)
+    for step, micro_batches in enumerate(plan.steps[start:], start + 1):
+        began = time.perf_counter()
+        factor = learning_rate_factor(step, num_steps, config.warmup)
+        set_learning_rate(engine, factor)
+        try:
+            metrics = update(engine, stage, micro_batches, encoder)
+        except TrainingError as error:
+            raise TrainingError(f"step {step}: {error}") from error
+        metrics |= {"step": step, "num_steps": num_steps, "lr": factor * config.learning_rate}
+        metrics["tokens_per_s"] = sum(m.num_tokens for m in micro_batches) / (time.perf_counter() - began)
+        if rank == 0:
+            with (run / METRICS_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        if step % config.checkpoint_every == 0 or step == num_steps:
+            _checkpoint(engine, step, metrics)
+        elif step % config.report_every == 0:
+            ray.train.report(metrics)
+
+
+def _resume(engine: Any, stage: Stage[M], plan: Plan[M], encoder: Encoder) -> int:
+    """Load the run's last checkpoint if it has one; returns the number of steps that are done."""
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    loss, _ = stage.loss(engine, plan.steps[0][0], encoder)
+    with checkpoint.as_directory() as folder:
+        return load_state(engine, Path(folder), loss)
+
+
+def _checkpoint(engine: Any, step: int, metrics: dict[str, float]) -> None:
+    """Every worker writes its share; Ray Train puts them together."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(engine, Path(folder), step)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _forget_steps_after(path: Path, step: int) -> None:
+    """Drop the log's lines of steps that a lost worker has to do again."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    path.write_text("".join(line for line in lines if json.loads(line)["step"] <= step), encoding="utf-8")
