@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain
@@ -20,6 +20,7 @@ class RunConfig(BaseModel):
 
     name: str = Field(description="the run's name: its folder below `runs`, and what it resumes by")
     model: str = Field("smollm2-135m-instruct", description="base model, as the engine names it")
+    mode: Literal["lora", "full"] = Field("lora", description="train LoRA matrices, or all weights")
     init_adapter: Path | None = Field(None, description="adapter to start from; its rank and alpha must be those here")
     runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
     tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
@@ -36,12 +37,31 @@ class RunConfig(BaseModel):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
-    num_workers: int = Field(1, ge=1)
+    offload: tuple[Literal["optimizer", "parameters"], ...] = Field((), description="what waits in the CPUs' memory")
+    activation_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
+        1, description="or [least, most]: as many as the cluster has room for, also while it runs"
+    )
     threads_per_worker: int = Field(2, ge=1)
     use_gpu: bool = False
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
     checkpoint_every: int = Field(50, ge=1, description="steps")
     report_every: int = Field(5, ge=1, description="steps")
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        """Fields that do not go with each other."""
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError("zero_stage: 0 keeps no float32 weights beside bf16; allowed with it: 1, 2, 3")
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload: takes a zero_stage of 1 to 3")
+        if "parameters" in self.offload and self.zero_stage != 3:
+            raise ValueError("offload: parameters takes zero_stage 3")
+        if self.init_adapter and self.mode == "full":
+            raise ValueError("init_adapter: goes with mode lora; a full run starts from a checkpoint, `model`")
+        if isinstance(self.num_workers, tuple) and self.num_workers[0] > self.num_workers[1]:
+            raise ValueError(f"num_workers: {list(self.num_workers)} is no range; expected [least, most]")
+        return self
 
 
 class SftConfig(RunConfig):

@@ -10,23 +10,27 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import AutoConfig
 
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
-from pasta_ray.engine.weights import resolve_model
+from pasta_ray.engine.weights import load_tags, resolve_model
+from pasta_ray.errors import InputError
 from pasta_ray.lang import TagMap
 from pasta_ray.train.config import RunConfig
 from pasta_ray.train.data import Encoder
-from pasta_ray.train.policy import load_policy, save_adapter
+from pasta_ray.train.policy import load_policy
+from pasta_ray.train.saving import save_adapter, save_model
 from pasta_ray.train.sharding import gathered, initialize, load_state, save_state, set_learning_rate
 from pasta_ray.train.stage import M, Plan, Stage
 from pasta_ray.train.update import TrainingError, learning_rate_factor, update
 
 METRICS_FILE = "metrics.jsonl"
+ADAPTER, MODEL = "adapter", "model"
 
 
 def run_stage(stage: Stage[M]) -> Path:
-    """Train, or go on with the run of the same name; returns the adapter's folder.
+    """Train, or go on with the run of the same name; returns the folder of its adapter, or of its model.
 
     Raises InputError for unusable input before any worker starts, TrainingError where training itself fails.
     """
@@ -38,11 +42,11 @@ def run_stage(stage: Stage[M]) -> Path:
         train_loop_config={"stage": stage, "plan": plan, "run": runs / config.name},
         torch_config=TorchConfig(backend="nccl" if config.use_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=config.num_workers,  # type: ignore[arg-type]  # V2's takes a range
             use_gpu=config.use_gpu,
             resources_per_worker={"CPU": 1} | ({"GPU": 1} if config.use_gpu else {}),
         ),
-        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # its types are those of Train V1, it is V2's class
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # typed as Train V1's, it is V2's
             name=config.name,
             storage_path=str(runs),
             failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
@@ -55,13 +59,20 @@ def run_stage(stage: Stage[M]) -> Path:
         raise TrainingError(f"run {config.name}: {result.error}") from result.error
     if result.return_value:
         raise TrainingError(f"run {config.name}: {result.return_value}")
-    return runs / config.name / "adapter"
+    return runs / config.name / (ADAPTER if config.mode == "lora" else MODEL)
 
 
 def load_encoder(config: RunConfig) -> Encoder:
     """Tokenizer and tags of the run's model."""
-    tokenizer = Tokenizer.load(resolve_model(EngineConfig(model=config.model)), None)
-    return Encoder(tokenizer, TagMap.after(tokenizer.vocab_size) if config.tags else None)
+    folder = resolve_model(EngineConfig(model=config.model))
+    if not config.tags:
+        return Encoder(Tokenizer.load(folder, None), None)
+    tags = (load_tags(config.init_adapter) if config.init_adapter else None) or load_tags(folder)
+    if tags is None:
+        tags = TagMap.after(max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size))
+    if not isinstance(tags, TagMap):
+        raise InputError(f"model: {config.model} writes {', '.join(tags.names)}, not PASTA's tags")
+    return Encoder(Tokenizer.load(folder, tags), tags)
 
 
 def _worker_environment(config: RunConfig) -> dict[str, str]:
@@ -85,7 +96,10 @@ def _work(loop_config: dict[str, Any]) -> str | None:
         return str(error)
     with gathered(engine):
         if dist.get_rank() == 0:
-            save_adapter(policy, run / "adapter")
+            if policy.is_lora:
+                save_adapter(policy, run / ADAPTER)
+            else:
+                save_model(policy, resolve_model(EngineConfig(model=stage.config.model)), run / MODEL)
     dist.barrier()
     return None
 

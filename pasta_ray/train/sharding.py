@@ -43,13 +43,19 @@ def initialize(policy: Policy, config: RunConfig) -> Any:
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,  # `update` says where a step ends
             "gradient_clipping": config.clip,
-            "zero_optimization": {"stage": config.zero_stage},
+            "zero_optimization": {"stage": config.zero_stage} | _offload(config),
             "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
             "bf16": {"enabled": config.precision == "bf16"},
             "steps_per_print": 1_000_000,
         },
     )
     return engine
+
+
+def _offload(config: RunConfig) -> dict[str, dict[str, str]]:
+    names = {"optimizer": "offload_optimizer", "parameters": "offload_param"}
+    return {names[what]: {"device": "cpu"} for what in config.offload}
 
 
 def set_learning_rate(engine: Any, factor: float) -> None:
@@ -104,8 +110,8 @@ def _trainable(engine: Any) -> dict[str, nn.Parameter]:
 
 
 def _link_moments(engine: Any) -> None:
-    """Tell parameters of ZeRO 1 and 2 where their moments are. DeepSpeed does so behind the first group's first step, when
-    the second group, the tags' rows, has none yet."""
+    """Tell parameters of ZeRO 1 and 2 where their moments are. DeepSpeed does so behind the first group's first step,
+    when the second group, the tags' rows, has none yet."""
     if engine.optimizer is engine.basic_optimizer or engine.zero_optimization_partition_weights():
         return
     flat_groups = engine.basic_optimizer.param_groups

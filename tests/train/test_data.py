@@ -12,7 +12,8 @@ from pasta_ray.lang import TagMap, parse
 from pasta_ray.train.config import RunConfig, SftConfig, load_config
 from pasta_ray.train.data import KINDS, Encoder, Record, build_example, collate, pack, read_records
 from pasta_ray.train.loss import next_token_loss, sums_by_kind
-from pasta_ray.train.policy import Policy, load_policy, save_adapter
+from pasta_ray.train.policy import Policy, load_policy
+from pasta_ray.train.saving import save_adapter
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 
