@@ -96,3 +96,27 @@ def sft(
         ray.init(num_cpus=num_cpus, include_dashboard=True)
     adapter = run_sft(settings)
     typer.echo(json.dumps({"adapter": str(adapter)}) if as_json else f"adapter: {adapter}")
+
+
+@train_app.command()
+def prefer(
+    config: Annotated[Path | None, typer.Option(help="YAML file; `--set` goes over it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="FIELD=VALUE, any field of the file.")] = None,
+    num_cpus: Annotated[
+        int | None, typer.Option(help="CPUs of a Ray that is started here; else Ray's own count.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Stage 2: prefer the best of a prompt's samples to the worst. A run of the same name goes on where it stopped."""
+    from pasta_ray.train.config import PreferConfig, load_config
+
+    settings = load_config(PreferConfig, config, set_ or [])
+    import ray
+
+    from pasta_ray.train.prefer import REPORT_FILE, run_prefer
+
+    if not ray.is_initialized():
+        ray.init(num_cpus=num_cpus, include_dashboard=True)
+    adapter = run_prefer(settings)
+    pairs = json.loads((adapter.parent / REPORT_FILE).read_text(encoding="utf-8"))
+    typer.echo(json.dumps({"adapter": str(adapter), "pairs": pairs}) if as_json else f"adapter: {adapter}")

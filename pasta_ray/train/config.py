@@ -72,6 +72,39 @@ class SftConfig(RunConfig):
     batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
 
 
+class PreferConfig(RunConfig):
+    """Stage 2: preference optimisation on the model's own scored samples."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+    init_adapter: Path = Field(
+        description="the initial model's adapter, which wrote the samples: a folder, or a shipped adapter's name;"
+        " lora_rank and lora_alpha are its own unless they are given"
+    )
+    scored: list[Path] = Field(min_length=1, description="JSONL files of scored samples, as `pasta-ray score` writes")
+    quality_weight: float = Field(
+        4.0, alias="lambda", ge=0, description="λ of score = speedup + λ·quality: any number, or inf for quality alone"
+    )
+    pair_cut_off: bool = Field(False, description="pair a prompt's samples even where all of them were cut off")
+
+    alpha: float = Field(
+        0.005,
+        ge=0,
+        le=1,
+        description="weight of −log π(y⁺) beside the contrast; 0.005 is what BoNBoN's authors train with"
+        " (the README of github.com/gl-ybnbxb/BoNBoN)",
+    )
+    beta: float | None = Field(None, gt=0, description="unless given, best of n's: 1 / (2 (n−1) H(n−1))")
+    num_samples: int | None = Field(
+        None, ge=2, description="that n; unless given, the number of samples that most prompts have"
+    )
+
+    batch_pairs: int = Field(8, ge=1, description="pairs of one update, all workers' together")
+    batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so of the longest pair")
+    learning_rate: float = Field(1e-4, gt=0)
+    tag_learning_rate: float = Field(1e-3, gt=0, description="of the tag tokens' rows")
+
+
 def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) -> Config:
     """A YAML file and ``FIELD=VALUE`` settings over it (values are YAML). Raises InputError that names the field."""
     values: dict[str, Any] = {}

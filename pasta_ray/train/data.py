@@ -123,8 +123,14 @@ class Encoder:
         return build_example(record, self.tokenizer, self.tags)
 
 
-def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
-    """A record in tokens, its end token included. Without ``tags`` the annotation is left out."""
+def build_example(
+    record: Record, tokenizer: ChatTokenizer, tags: TagMap | None, *, exact: bool = True, finished: bool = True
+) -> Example:
+    """A record in tokens. Without ``tags`` the annotation is left out.
+
+    ``exact``: each predicted length is what its body really takes, whatever the document says. ``finished``: the end
+    token comes last, and is to be predicted; an answer that was cut off has none.
+    """
     try:
         document = parse(record.document)
     except PastaSyntaxError as error:
@@ -132,8 +138,9 @@ def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None)
     if tags is None:
         tokens = TokenDocument((TokenText(tuple(tokenizer.encode(document.text()))),))
     else:
-        tokens = encode_document(document, tokenizer, tags, exact=True)
-    tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
+        tokens = encode_document(document, tokenizer, tags, exact=exact)
+    if finished:
+        tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
     laid_out = layout(tokens, tokenizer.encode_chat(record.messages))
     return Example(record.id, laid_out, _kinds(laid_out.ids, tags))
 
