@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 
-from pasta_ray.lang.document import COUNT_UNIT, MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.positions import PositionStrategy
 from pasta_ray.lang.tags import TagMap
 
 MAX_COUNT_DIGITS = 3
-MAX_DECODED_COUNT = 99  # of tens of tokens: a body that a model promises takes no more than two digits
 MAX_TOPIC_TOKENS = 12  # a topic of this many tokens takes no more
-# The annotation of one promise at most: three tags, topic and two digits of its head, two tags of its body, a sync.
-MAX_PROMISE_ANNOTATION = 3 + MAX_TOPIC_TOKENS + len(str(MAX_DECODED_COUNT)) + 2 + 1
 MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
 MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
 
@@ -49,7 +47,9 @@ class Phase(IntEnum):
     TOPIC = auto()
     TOPIC_LAST_WORD = auto()
     TOPIC_END = auto()
-    COUNT_START = auto()
+    COUNT_START = auto()  # of two digits at most
+    COUNT_START_OF_3 = auto()
+    COUNT_LAST_2_DIGITS = auto()
     COUNT_LAST_DIGIT = auto()
     COUNT_END = auto()
     BODY_START = auto()
@@ -68,6 +68,8 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.TOPIC_LAST_WORD: frozenset({Kind.PIECE, Kind.TOKENS}),
     Phase.TOPIC_END: frozenset({Kind.TOKENS}),
     Phase.COUNT_START: frozenset({Kind.FIRST_DIGITS}),
+    Phase.COUNT_START_OF_3: frozenset({Kind.FIRST_DIGITS}),
+    Phase.COUNT_LAST_2_DIGITS: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_LAST_DIGIT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_END: frozenset({Kind.PROMISE_END}),
     Phase.BODY_START: frozenset({Kind.CONTENT}),
@@ -75,7 +77,14 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.BODY_END: frozenset({Kind.ASYNC_END}),
 }
 # The most digits that one token may have where digits are allowed.
-DIGITS_LEFT = {Phase.COUNT_START: 2, Phase.COUNT_LAST_DIGIT: 1}
+DIGITS_LEFT = {
+    Phase.COUNT_START: 2,
+    Phase.COUNT_START_OF_3: 3,
+    Phase.COUNT_LAST_2_DIGITS: 2,
+    Phase.COUNT_LAST_DIGIT: 1,
+}
+_COUNT_STARTS = {2: Phase.COUNT_START, 3: Phase.COUNT_START_OF_3}
+_COUNT_GOES_ON = {2: Phase.COUNT_LAST_2_DIGITS, 1: Phase.COUNT_LAST_DIGIT, 0: Phase.COUNT_END}
 
 
 def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
@@ -90,6 +99,12 @@ def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
     if text.isascii() and text.isdigit() and len(text) <= MAX_COUNT_DIGITS:
         kinds |= {Kind.DIGITS} if text.startswith("0") else {Kind.DIGITS, Kind.FIRST_DIGITS}
     return frozenset(kinds)
+
+
+def max_promise_annotation(positions: PositionStrategy) -> int:
+    """The tokens of one promise's annotation at most: three tags, topic and digits of its head, two tags of its body, a
+    sync."""
+    return 3 + MAX_TOPIC_TOKENS + positions.max_decoded_digits + 2 + 1
 
 
 def body_budget(tokens_predicted: int) -> int:
@@ -128,13 +143,12 @@ class MainGrammar:
     phase: Phase = Phase.MAIN
     _topic: str = field(default="", repr=False)
     _num_topic_tokens: int = 0
-    _num_digits: int = 0
 
     @property
     def mask_row(self) -> int:
         if self.phase not in (Phase.MAIN, Phase.MAIN_OPEN):
             return self.phase
-        room = self.num_open < self.max_branches and self.positions_left >= COUNT_UNIT * MAX_DECODED_COUNT
+        room = self.num_open < self.max_branches and self.positions_left >= self.tags.positions.max_decoded_gap
         may_promise = self.num_promises < self.max_promises and room
         if self.num_unsynced:
             return Phase.MAIN_OPEN if may_promise else Phase.MAIN_OPEN_FULL
@@ -145,7 +159,7 @@ class MainGrammar:
         if token == self.tags.promise:
             self.phase, self._topic, self._num_topic_tokens = Phase.TOPIC_START, "", 0
         elif token == self.tags.tokens:
-            self.phase, self._num_digits = Phase.COUNT_START, 0
+            self.phase = _COUNT_STARTS[self.tags.positions.max_decoded_digits]
         elif token == self.tags.promise_end:
             self.num_promises += 1
             self.num_unsynced += 1
@@ -157,9 +171,8 @@ class MainGrammar:
             self._topic += self.token_text(token)
             self._num_topic_tokens += 1
             self.phase = self._topic_phase()
-        elif self.phase in (Phase.COUNT_START, Phase.COUNT_LAST_DIGIT):
-            self._num_digits += len(self.token_text(token))
-            self.phase = Phase.COUNT_LAST_DIGIT if self._num_digits == 1 else Phase.COUNT_END
+        elif self.phase in DIGITS_LEFT:
+            self.phase = _COUNT_GOES_ON[DIGITS_LEFT[self.phase] - len(self.token_text(token))]
 
     def _topic_phase(self) -> Phase:
         if len(self._topic) >= MAX_TOPIC_GROWTH or self._num_topic_tokens >= MAX_TOPIC_TOKENS:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from pasta_ray.lang import TagMap, TokenFormError, decode_document, parse, read_tokens
+from pasta_ray.lang import PositionStrategy, TagMap, TokenFormError, decode_document, parse, read_tokens
 from pasta_ray.lang.grammar import (
     ALLOWS,
     DIGITS_LEFT,
@@ -48,14 +48,14 @@ def allowed(phase: int) -> list[int]:
     return ids
 
 
-def write_randomly(rng: random.Random, num_main: int) -> list[int]:
+def write_randomly(rng: random.Random, num_main: int, tags: TagMap = TAGS) -> list[int]:
     """A random answer in linear token form, tags preferred, every token chosen among the allowed ones."""
-    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=4, max_branches=3, positions_left=5000)
+    main = MainGrammar(tags, VOCABULARY.__getitem__, max_promises=4, max_branches=3, positions_left=5000)
     ids: list[int] = []
     for _ in range(num_main):
         choices = allowed(main.mask_row)
-        tags = [token for token in choices if token in TAGS.ids]
-        token = rng.choice(tags if tags and rng.random() < 0.5 else choices)
+        acting = [token for token in choices if token in TAGS.ids]
+        token = rng.choice(acting if acting and rng.random() < 0.5 else choices)
         main.advance(token)
         ids.append(token)
         if token == TAGS.promise_end:
@@ -73,16 +73,29 @@ def write_randomly(rng: random.Random, num_main: int) -> list[int]:
     return ids
 
 
-def test_random_constrained_answers_always_parse() -> None:
-    """Guards against a hole in the masks: a topic of four words, a length of 0, a sync with nothing open."""
+@pytest.mark.parametrize(("name", "longest"), [("pred-10x", 990), ("pred-1x", 999), ("fixed", 990)])
+def test_random_constrained_answers_always_parse(name: str, longest: int) -> None:
+    """Guards against a hole in the masks: a topic of four words, a length of 0, a sync with nothing open; and against
+    a strategy that cannot write the lengths it should."""
     rng = random.Random(5)
-    num_promises = 0
+    tags = TagMap.after(len(VOCABULARY), PositionStrategy.named(name))
+    lengths = []
     for _ in range(600):
-        ids = write_randomly(rng, rng.randint(1, 40))
-        document = decode_document(read_tokens(ids, Vocabulary(), TAGS), Vocabulary(), TAGS)
-        assert parse(document.linear()) == document
-        num_promises += len(document.promises)
-    assert num_promises > 600
+        ids = write_randomly(rng, rng.randint(1, 40), tags)
+        document = decode_document(read_tokens(ids, Vocabulary(), tags), Vocabulary(), tags)
+        assert parse(document.linear(), tags.positions) == document
+        lengths += [promise.num_tokens for promise in document.promises]
+    assert len(lengths) > 600
+    assert longest // 2 < max(lengths) <= longest
+
+
+def test_a_fixed_gap_needs_less_room() -> None:
+    """Guards the room check against the longest prediction where the gap is another: 50 positions, not 990."""
+    tags = TagMap.after(len(VOCABULARY), PositionStrategy.named("fixed"))
+    main = MainGrammar(tags, VOCABULARY.__getitem__, max_promises=2, max_branches=1, positions_left=50)
+    assert TAGS.promise in allowed(main.mask_row)
+    main.positions_left = 49
+    assert TAGS.promise not in allowed(main.mask_row)
 
 
 def test_without_the_masks_the_same_writer_breaks_the_grammar() -> None:

@@ -5,9 +5,9 @@ from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
 from pasta_ray.engine.methods.base import Run, Track
 from pasta_ray.errors import InputError
-from pasta_ray.lang import Document, Sync, TagMap, Text
+from pasta_ray.lang import Document, Sync, TagMap, Text, TokenMap
 from pasta_ray.lang.document import CriticalPath, Node
-from pasta_ray.lang.grammar import MAX_PROMISE_ANNOTATION, BodyGrammar, MainGrammar, body_budget
+from pasta_ray.lang.grammar import BodyGrammar, MainGrammar, body_budget, max_promise_annotation
 from pasta_ray.lang.tokens import read_head
 
 
@@ -36,10 +36,12 @@ class PastaRun(Run):
         super().__init__(engine, request, replica)
 
     @classmethod
-    def max_slots(cls, request: Request) -> int:
+    def max_slots(cls, request: Request, tags: TokenMap | None) -> int:
         """Of the step that reaches ``max_tokens``, every body may have sampled one token more than is wanted."""
+        assert isinstance(tags, TagMap)
+        annotation = request.max_promises * max_promise_annotation(tags.positions)
         num_bodies = min(request.max_branches, request.max_promises)
-        return super().max_slots(request) + request.max_promises * MAX_PROMISE_ANNOTATION + num_bodies
+        return super().max_slots(request, tags) + annotation + num_bodies
 
     def open_main(self) -> Branch:
         return self.engine.open(self.request.prompt_ids, sampling=self.request.sampling, constraint=self._grammar)
@@ -70,13 +72,14 @@ class PastaRun(Run):
         topic, tokens_predicted = read_head(head, self.engine.tokenizer, self._tags)
         grammar = BodyGrammar(body_budget(tokens_predicted))
         self._grammar.num_open += 1
-        self._grammar.positions_left -= tokens_predicted + len(head)
+        gap = self._tags.positions.gap(tokens_predicted)
+        self._grammar.positions_left -= gap + len(head)
         path = f"{self.main.path}.{self._grammar.num_promises}"
         branch = self.engine.fork(
             self.main.branch,
             [self._tags.async_],
             path=path,
-            gap=tokens_predicted,
+            gap=gap,
             sampling=self.request.sampling,
             constraint=grammar,
         )
@@ -112,7 +115,7 @@ class PastaRun(Run):
         start = 0
         for item, _, num_pieces in self._cuts:
             nodes.append(Text("".join(self.main.text[start:num_pieces])))
-            nodes.append(item.promise() if isinstance(item, Track) else item)
+            nodes.append(item.promise(self._tags.positions) if isinstance(item, Track) else item)
             start = num_pieces
         nodes.append(Text("".join(self.main.text[start:])))
         return Document(tuple(nodes))
