@@ -7,6 +7,7 @@ turns that into one mask of its vocabulary for each phase.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
+from typing import Protocol
 
 from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
 from pasta_ray.lang.positions import PositionStrategy
@@ -19,12 +20,14 @@ MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many cha
 
 
 class Kind(Enum):
-    """What a token is. ``WORD`` starts with a space and ``PIECE`` does not: both are fit for a topic."""
+    """What a token is. ``WORD`` starts with a space and ``PIECE`` does not: both are fit for a topic. ``UNFIT`` could
+    be part of one, but is not written in any: half of a character, a space alone, more than a word, a very long one."""
 
     TEXT = auto()  # any token that is no tag, special ones included
     CONTENT = auto()  # text without special tokens: what a body is made of
     PIECE = auto()
     WORD = auto()
+    UNFIT = auto()
     FIRST_DIGITS = auto()  # digits without a leading zero
     DIGITS = auto()
     PROMISE = auto()
@@ -36,7 +39,7 @@ class Kind(Enum):
 
 
 class Phase(IntEnum):
-    """Where a branch stands. The values number the rows of a decoder's mask bank."""
+    """Where a branch stands. The values number the rows of a decoder's mask bank; :func:`free_row` has the others."""
 
     PLAIN = 0  # no tag at all
     THREAD = auto()  # of APAR, where it may fork
@@ -76,6 +79,17 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.BODY: frozenset({Kind.CONTENT, Kind.ASYNC_END}),
     Phase.BODY_END: frozenset({Kind.ASYNC_END}),
 }
+# What a branch without the constraint does not write either: limits of the decoder, which break no grammar.
+LIMITS: dict[Phase, frozenset[Kind]] = {
+    Phase.PLAIN: frozenset({Kind.PROMISE}),
+    Phase.MAIN_OPEN_FULL: frozenset({Kind.PROMISE}),
+    Phase.TOPIC_START: frozenset({Kind.WORD, Kind.UNFIT}),
+    Phase.TOPIC: frozenset({Kind.UNFIT}),
+    Phase.TOPIC_LAST_WORD: frozenset({Kind.UNFIT}),
+    Phase.TOPIC_END: frozenset({Kind.PIECE, Kind.WORD, Kind.UNFIT}),
+    Phase.COUNT_END: frozenset({Kind.DIGITS}),
+    Phase.BODY_START: frozenset({Kind.ASYNC_END}),
+}
 # The most digits that one token may have where digits are allowed.
 DIGITS_LEFT = {
     Phase.COUNT_START: 2,
@@ -94,11 +108,16 @@ def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
     kinds = {Kind.TEXT, Kind.CONTENT}
     core = text[1:] if text.startswith(" ") else text
     fit = 0 < len(core) <= MAX_TOPIC_TOKEN and core.isprintable() and " " not in core and "\ufffd" not in core
-    if fit and not TOPIC_FORBIDDEN.search(core):
-        kinds.add(Kind.PIECE if core == text else Kind.WORD)
+    if not TOPIC_FORBIDDEN.search(core):
+        kinds.add(Kind.UNFIT if not fit else Kind.PIECE if core == text else Kind.WORD)
     if text.isascii() and text.isdigit() and len(text) <= MAX_COUNT_DIGITS:
         kinds |= {Kind.DIGITS} if text.startswith("0") else {Kind.DIGITS, Kind.FIRST_DIGITS}
     return frozenset(kinds)
+
+
+def free_row(row: int) -> int:
+    """The row of a decoder's mask bank that masks only the limits of the phase ``row``."""
+    return len(Phase) + row
 
 
 def max_promise_annotation(positions: PositionStrategy) -> int:
@@ -110,6 +129,38 @@ def max_promise_annotation(positions: PositionStrategy) -> int:
 def body_budget(tokens_predicted: int) -> int:
     """The most tokens a body may have, its tags counted: twice what was predicted, at least 64 more than that."""
     return max(2 * tokens_predicted, tokens_predicted + 64)
+
+
+class Grammar(Protocol):
+    """What a branch is constrained by."""
+
+    @property
+    def mask_row(self) -> int: ...
+
+    def advance(self, token: int) -> None: ...
+
+
+@dataclass
+class Unconstrained:
+    """A branch that may break its grammar. Only limits are masked, so that as long as it is not ``broken`` it has
+    written what it might have written constrained; greedily, the very same.
+
+    ``allows`` says whether a phase's mask lets a token through. Whoever runs the branch ends this when it is broken.
+    """
+
+    grammar: Grammar
+    allows: Callable[[int, int], bool]
+    broken: bool = False
+
+    @property
+    def mask_row(self) -> int:
+        return free_row(self.grammar.mask_row)
+
+    def advance(self, token: int) -> None:
+        """Move on by any token; one that the grammar forbids leaves it where it is."""
+        self.broken = not self.allows(self.grammar.mask_row, token)
+        if not self.broken:
+            self.grammar.advance(token)
 
 
 @dataclass

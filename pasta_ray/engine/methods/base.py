@@ -87,6 +87,7 @@ class Run(ABC):
         self.num_annotation = 0
         self.num_drafted = 0
         self.num_accepted = 0
+        self.num_violations = 0
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -246,6 +247,7 @@ class Run(ABC):
                 theoretical_speedup=sequential_tokens / max(1, critical_path),
                 num_drafted=self.num_drafted,
                 num_accepted=self.num_accepted,
+                num_violations=self.num_violations,
             ),
             branches=tuple(_branch_report(track, self._replica) for track in self.tracks.values()),
         )
