@@ -38,7 +38,8 @@ class Request:
     ``max_tokens`` bounds the visible answer in tokens, all branches together. ``max_branches`` bounds the bodies that
     are decoded at the same time, ``max_promises`` the bodies of the whole answer. ``messages`` is the chat, as (role,
     content), that ``prompt_ids`` were made of, and empty for a plain completion. ``router``: before 'sot' splits the
-    answer, the model is asked whether the question suits that.
+    answer, the model is asked whether the question suits that. ``model`` chooses among the models of a replica that
+    holds several by name; one that holds a single model does not read it.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     messages: tuple[tuple[str, str], ...] = ()
     router: bool = False
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
