@@ -39,7 +39,8 @@ class Request:
     are decoded at the same time, ``max_promises`` the bodies of the whole answer. ``messages`` is the chat, as (role,
     content), that ``prompt_ids`` were made of, and empty for a plain completion. ``router``: before 'sot' splits the
     answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
-    breaks the grammar: it counts them (``Parallel.num_violations``), and goes on.
+    breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
+    a replica that holds several by name; one that holds a single model does not read it.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Request:
     messages: tuple[tuple[str, str], ...] = ()
     router: bool = False
     constrained: bool = True
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
