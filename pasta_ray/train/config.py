@@ -77,9 +77,10 @@ class PreferConfig(RunConfig):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
-    init_adapter: Path = Field(
-        description="the initial model's adapter, which wrote the samples: a folder, or a shipped adapter's name;"
-        " lora_rank and lora_alpha are its own unless they are given"
+    init_adapter: Path | None = Field(
+        None,
+        description="the adapter that wrote the samples, and that training starts from: a folder, or a shipped one's"
+        " name, whose rank and alpha are taken unless they are given; none in mode full, which starts from `model`",
     )
     scored: list[Path] = Field(min_length=1, description="JSONL files of scored samples, as `pasta-ray score` writes")
     quality_weight: float = Field(
@@ -103,6 +104,12 @@ class PreferConfig(RunConfig):
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so of the longest pair")
     learning_rate: float = Field(1e-4, gt=0)
     tag_learning_rate: float = Field(1e-3, gt=0, description="of the tag tokens' rows")
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.mode == "lora" and self.init_adapter is None:
+            raise ValueError("init_adapter: missing; stage 2 starts from the adapter that wrote the samples")
+        return self
 
 
 def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) -> Config:

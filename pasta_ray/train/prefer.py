@@ -143,6 +143,8 @@ def run_prefer(config: PreferConfig) -> Path:
 
 def with_adapter(config: PreferConfig) -> PreferConfig:
     """The adapter's folder in place of its name, and its LoRA's rank and alpha, unless the config has its own."""
+    if config.init_adapter is None:
+        return config
     folder = resolve_adapter(str(config.init_adapter)).resolve()
     settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     lora = {"lora_rank": settings["r"], "lora_alpha": settings["lora_alpha"]}
@@ -151,9 +153,10 @@ def with_adapter(config: PreferConfig) -> PreferConfig:
 
 
 def _initial_model(config: PreferConfig) -> str:
-    folder, adapter = resolve_model(EngineConfig(model=config.model)), config.init_adapter
-    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
-    files += [file for file in sorted(adapter.iterdir()) if file.suffix in {".safetensors", ".json"}]
+    folders = [resolve_model(EngineConfig(model=config.model)), *([config.init_adapter] if config.init_adapter else [])]
+    files = [
+        file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in {".safetensors", ".json"}
+    ]
     return model_key(files, config.precision)
 
 

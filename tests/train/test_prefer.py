@@ -11,10 +11,11 @@ from safetensors.torch import load_file
 from pasta_ray.errors import InputError
 from pasta_ray.train.config import PreferConfig, SftConfig, load_config
 from pasta_ray.train.loop import METRICS_FILE, load_encoder
-from pasta_ray.train.policy import load_policy, save_adapter
+from pasta_ray.train.policy import load_policy
 from pasta_ray.train.prefer import PAIRS_FILE, REPORT_FILE, PairRow, pack_rows, run_prefer
 from pasta_ray.train.preferences import choose_pairs, read_scored
 from pasta_ray.train.reference import REFERENCE_FILE
+from pasta_ray.train.saving import save_adapter
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 
@@ -126,6 +127,8 @@ def test_settings_are_checked(config: PreferConfig) -> None:
     for setting, field in (("lambda=-1", "lambda"), ("alpha=2", "alpha"), ("num_samples=1", "num_samples")):
         with pytest.raises(InputError, match=field):
             load_config(PreferConfig, None, [*given, setting])
+    with pytest.raises(InputError, match="init_adapter: missing"):
+        load_config(PreferConfig, None, ["name=x", "scored=[a.jsonl]"])
     with pytest.raises(InputError, match="scored: no pair in 1 prompts"):
         run_prefer(config.model_copy(update={"scored": [single_sample(config)]}))
 
