@@ -1,11 +1,17 @@
 """What a process loads for its part: a replica its decoder, a client of replicas only the tokenizer."""
 
+import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pasta_ray.actors.messages import DecoderLike
+from pasta_ray.actors.messages import DecoderFactory, DecoderLike
+from pasta_ray.actors.models import ModelDecoders
 from pasta_ray.engine.config import DraftConfig, EngineConfig
+from pasta_ray.errors import ModelError, PastaError
+
+logger = logging.getLogger(__name__)
 
 
 class TokenizerLike(Protocol):
@@ -30,6 +36,25 @@ class LoadDecoder:
 
 
 @dataclass(frozen=True)
+class LoadModels:
+    """Several decoders for one replica, by the names that requests choose them by. Called in the replica's process."""
+
+    makers: Mapping[str, DecoderFactory]
+
+    def __call__(self, replica: str) -> DecoderLike:
+        """Raises ModelError, naming the model, for one that cannot be loaded."""
+        decoders: dict[str, DecoderLike] = {}
+        for name, make in self.makers.items():
+            started = time.monotonic()
+            try:
+                decoders[name] = make(replica)
+            except PastaError as error:
+                raise ModelError(f"model {name!r} cannot be loaded: {error}") from error
+            logger.info("replica %s holds model %s after %.1f s", replica, name, time.monotonic() - started)
+        return ModelDecoders(decoders)
+
+
+@dataclass(frozen=True)
 class LoadTokenizer:
     """The tokenizer that the engine of the same config has, without weights."""
 
@@ -37,10 +62,6 @@ class LoadTokenizer:
 
     def __call__(self) -> TokenizerLike:
         from pasta_ray.engine.tokenizer import Tokenizer
-        from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
+        from pasta_ray.engine.weights import find_tags, resolve_model
 
-        places = [resolve_model(self.config)]
-        if self.config.adapter:
-            places.insert(0, resolve_adapter(self.config.adapter))
-        tags = next(filter(None, map(load_tags, places)), None)
-        return Tokenizer.load(places[-1], tags)
+        return Tokenizer.load(resolve_model(self.config), find_tags(self.config))

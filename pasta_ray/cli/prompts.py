@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pasta_ray.errors import InputError
+from pasta_ray.train import jsonl
 
 if TYPE_CHECKING:
     from pasta_ray.engine.messages import Report
-
-
-REPORT_START = '{"id": '
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,8 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_done(path: Path) -> set[str]:
-    """Ids that are answered already. A last line that a crash has cut off is removed, and so answered again; any other
-    line that is no report is an InputError, and the file stays as it is."""
-    if not path.exists():
-        return set()
-    done: set[str] = set()
-    lines = _lines(path)
-    whole = lines[:-1]  # behind the last newline there is nothing, or what a crash has left
-    for number, line in enumerate(whole, 1):
-        try:
-            done.add(json.loads(line)["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not an answer of an earlier run: {error}") from error
-    rest = lines[-1]
-    if rest and not rest.startswith(REPORT_START):
-        raise InputError(f"{path}, line {len(lines)}: not an answer of an earlier run; choose another file")
-    if rest:
-        path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
-    return done
+    """Ids that are answered already; see train/jsonl.py for what a crash has left, and for what is no report."""
+    return {report["id"] for report in jsonl.read_done(path, "an answer")}
 
 
 def answer_line(report: "Report") -> str:

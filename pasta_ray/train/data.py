@@ -132,7 +132,7 @@ def build_example(
     token comes last, and is to be predicted; an answer that was cut off has none.
     """
     try:
-        document = parse(record.document)
+        document = parse(record.document, tags.positions) if tags else parse(record.document)
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
     if tags is None:

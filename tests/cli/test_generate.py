@@ -9,6 +9,7 @@ from pasta_ray.cli.prompts import Prompt, read_done
 from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.messages import Sampling
 from pasta_ray.errors import InputError
+from pasta_ray.lang import ControlMap, TagMap, TokenMap
 from tests.fakes import FakeDecoder, FakeTokenizer
 
 Run = Callable[..., int]
@@ -106,7 +107,9 @@ def test_a_bad_line_is_named(
         ((), 2, "give a prompt, or --prompts"),
         (("x", "--out", "y"), 2, "--out goes with --prompts"),
         (("refuse",), 2, "the prompt is refused"),
-        (("x", "--method", "magic"), 2, "method is 'magic'"),
+        (("x", "--method", "magic"), 2, "method is 'magic'; allowed with this model: sequential, pasta, speculative, "),
+        (("x", "--method", "apar"), 2, "method is 'apar'; allowed with this model: sequential, pasta, speculative, "),
+        (("x", "--adapter", "nope"), 2, "nope/adapter_config.json: no such file; adapters shipped: "),
         (("x", "--router"), 2, "router goes with method 'sot', not with 'pasta'"),
         (("x", "--temperature", "9"), 2, "temperature is 9.0; allowed: 0 to 2"),
         (("x", "--device", "toaster"), 2, "device is 'toaster'"),
@@ -124,6 +127,22 @@ def test_errors_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("files", "method"), [({}, "sequential"), ({"pasta": TagMap}, "pasta"), ({"apar": ControlMap}, "apar")]
+)
+def test_the_default_method_is_what_the_models_tags_are_for(
+    files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards adapters without tags, such as baseline-sft: what they have learnt is to be decoded sequentially."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for kind in files.values():
+        kind.after(90).save(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(answering, "answer_one", lambda _, options, *__: asked.append(options.method))
+    main(["generate", "x", "--adapter", str(tmp_path), "--model", str(tmp_path)])
+    assert asked == [method]
 
 
 def test_the_prompt_reaches_the_engine_as_a_message_too() -> None:
