@@ -194,7 +194,7 @@ def build_response(sample: Scored, tokenizer: ChatTokenizer, tags: TagMap | None
     if tags is None:
         return example
     sources = list(example.layout.label_source)
-    document = parse(sample.document)
+    document = parse(sample.document, tags.positions)
     bodies = _bodies(example.layout.ids, tags)
     for promise, (start, end), joined in zip(document.promises, bodies, _joined(document), strict=True):
         at_budget = end - start >= body_budget(promise.num_tokens)
