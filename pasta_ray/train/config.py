@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -14,9 +14,13 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 class RunConfig(BaseModel):
-    """What every training run is told, whatever it trains on."""
+    """What every training run is told, whatever it trains on. ``FREE`` may change between a run's start and its end."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    FREE: ClassVar = frozenset(
+        {"runs", "zero_stage", "offload", "activation_checkpointing", "num_workers", "resize_every_s"}
+        | {"threads_per_worker", "use_gpu", "max_failures", "checkpoint_every", "report_every"}
+    )
 
     name: str = Field(description="the run's name: its folder below `runs`, and what it resumes by")
     model: str = Field("smollm2-135m-instruct", description="base model, as the engine names it")
@@ -42,6 +46,7 @@ class RunConfig(BaseModel):
     num_workers: PositiveInt | tuple[PositiveInt, PositiveInt] = Field(
         1, description="or [least, most]: as many as the cluster has room for, also while it runs"
     )
+    resize_every_s: float = Field(60, gt=0, description="how often a range of workers is fitted to the cluster")
     threads_per_worker: int = Field(2, ge=1)
     use_gpu: bool = False
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
@@ -67,7 +72,8 @@ class RunConfig(BaseModel):
 class SftConfig(RunConfig):
     """Stage 1: supervised fine-tuning on annotated documents."""
 
-    documents: list[Path] = Field(description="JSONL files of documents, as `pasta-ray annotate` writes them")
+    documents: list[Path] = Field(min_length=1, description="JSONL files that `pasta-ray annotate` writes")
+    val_documents: list[Path] = Field([], description="the same, held out: their loss is taken at every checkpoint")
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
     batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
 
@@ -124,9 +130,19 @@ def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) 
             name, equals, value = setting.partition("=")
             if not equals:
                 raise InputError(f"--set {setting}: expected FIELD=VALUE")
-            values[name] = yaml.safe_load(value)
+            _set(values, name.split("."), yaml.safe_load(value), setting)
         return kind.model_validate(values)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path or settings}: {error}") from error
     except ValidationError as error:
         raise InputError(f"{path or '--set'}: {explain(error)}") from error
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any, setting: str) -> None:
+    """``value`` at ``path`` in nested mappings, which are made where they are missing."""
+    *parents, name = path
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise InputError(f"--set {setting}: {parent} holds no fields of its own")
+    values[name] = value

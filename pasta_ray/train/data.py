@@ -1,5 +1,6 @@
 """Documents to packed batches: token ids, positions, mask and labels, all of them from ``lang``'s layout."""
 
+import bisect
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -156,20 +157,26 @@ def _kinds(ids: Sequence[int], tags: TagMap | None) -> tuple[int, ...]:
     return tuple(kinds)
 
 
-def pack(examples: Sequence[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
-    """Examples in a seeded order, first fit into packs of at most ``batch_tokens``; longer examples are left out."""
-    order = [example for example in examples if len(example) <= batch_tokens]
+def pack(lengths: Sequence[int], batch_tokens: int, seed: int) -> list[list[int]]:
+    """Indices of ``lengths``, none above ``batch_tokens``, in packs of at most that sum.
+
+    In a seeded order each goes where it leaves the least room (best fit), and the packs are shuffled.
+    """
+    order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
-    packs: list[list[Example]] = []
-    room: list[int] = []
-    for example in order:
-        fits = next((i for i, free in enumerate(room) if free >= len(example)), None)
-        if fits is None:
+    packs: list[list[int]] = []
+    open_packs: list[tuple[int, int]] = []  # room and pack, ascending
+    for index in order:
+        assert lengths[index] <= batch_tokens, "what fits no pack is left out before"
+        at = bisect.bisect_left(open_packs, (lengths[index], -1))
+        if at == len(open_packs):
+            room, chosen = batch_tokens, len(packs)
             packs.append([])
-            room.append(batch_tokens)
-            fits = len(packs) - 1
-        packs[fits].append(example)
-        room[fits] -= len(example)
+        else:
+            room, chosen = open_packs.pop(at)
+        packs[chosen].append(index)
+        if room > lengths[index]:
+            bisect.insort(open_packs, (room - lengths[index], chosen))
     random.Random(seed + 1).shuffle(packs)
     return packs
 

@@ -85,6 +85,7 @@ class Policy(nn.Module):
             head_rows = self.rows[HEAD_ROWS if HEAD_ROWS in self.rows else ROWS]
             base.set_output_embeddings(TagHead(head, head_rows, tag_ids))
         self.model: Any = base if lora is None else get_peft_model(base, lora)
+        self.rows.requires_grad_(True)  # which PEFT has frozen with the base
 
     @property
     def device(self) -> torch.device:

@@ -4,6 +4,7 @@ DeepSpeed's own checkpoints hold each worker's slice of flattened parameters, an
 each parameter, with its two moments of Adam, is put together and written whole, in float32, by one of the workers.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,16 @@ def _offload(config: RunConfig) -> dict[str, dict[str, str]]:
 def set_learning_rate(engine: Any, factor: float) -> None:
     for group in engine.optimizer.param_groups:
         group["lr"] = factor * group["full_lr"]
+
+
+def take_step(engine: Any) -> float:
+    """DeepSpeed's optimizer step; returns the norm of the gradient before clipping, inf where that is not finite."""
+    norm = None
+    if engine.optimizer is engine.basic_optimizer:  # ZeRO 0, which does not say
+        norm = torch.nn.utils.get_total_norm([p.grad for p in _trainable(engine).values() if p.grad is not None])
+    engine.step()
+    value = float(engine.get_global_grad_norm() if norm is None else norm)
+    return value if value >= 0 else math.inf  # -1 is DeepSpeed's word for what is not finite
 
 
 @contextmanager

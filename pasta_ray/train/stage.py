@@ -1,7 +1,7 @@
 """What a stage of training is to the loop: what it trains on, and what a micro-batch costs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -38,9 +38,15 @@ M = TypeVar("M", bound=MicroBatch)
 @dataclass(frozen=True)
 class Plan(Generic[M]):
     """The micro-batches of every update, all workers' together. An update may have any number of them: the loop
-    divides them among the workers. Its loss is the sum of their losses divided by the sum of their weights."""
+    divides them among the workers. Its loss is the sum of their losses divided by the sum of their weights.
+
+    ``validation`` is what the loss is taken of, without learning from it, at every checkpoint; ``report`` is written
+    down beside the run, as JSON.
+    """
 
     steps: Sequence[Sequence[M]]
+    validation: Sequence[M] = ()
+    report: Mapping[str, object] = field(default_factory=dict)
 
 
 class Model(Protocol):

@@ -5,10 +5,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from pasta_ray.errors import PastaError
 from pasta_ray.train.data import Encoder
+from pasta_ray.train.sharding import take_step
 from pasta_ray.train.stage import M, Stage
 
 
@@ -42,8 +44,29 @@ def update(engine: Any, stage: Stage[M], micro_batches: Sequence[M], encoder: En
     bad = [id_ for _, ids in everyone for id_ in ids]
     if bad:
         raise TrainingError(f"the loss is not finite on documents {', '.join(bad)}")
-    engine.step()
-    return {name: value / count for name, (value, count) in add_up([part for part, _ in everyone]).items() if count}
+    norm = take_step(engine)
+    if not math.isfinite(norm):
+        ids = [id_ for micro_batch in micro_batches for id_ in micro_batch.ids]
+        raise TrainingError(f"the gradient of documents {', '.join(ids)} is not finite, though their loss is")
+    return means([part for part, _ in everyone]) | {"grad_norm": norm}
+
+
+def evaluate(engine: Any, stage: Stage[M], micro_batches: Sequence[M], encoder: Encoder) -> dict[str, float]:
+    """The means of the metrics of all workers' ``micro_batches``; nothing is learnt from them."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    own = micro_batches[rank::world]
+    sums: dict[str, tuple[float, float]] = {}
+    engine.eval()
+    with torch.no_grad():
+        for index in range(-(-len(micro_batches) // world)):
+            micro_batch = own[index] if index < len(own) else micro_batches[0]  # as in `update`
+            loss, metrics = stage.loss(engine, micro_batch, encoder)
+            if index < len(own):
+                sums = add_up([sums, {"loss": (loss.item(), micro_batch.weight), **metrics}])
+    engine.train()
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, sums)
+    return means(everyone)
 
 
 def add_up(parts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[float, float]]:
@@ -55,6 +78,10 @@ def add_up(parts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, tuple[f
             sums[name] += value
             counts[name] += count
     return {name: (sums[name], counts[name]) for name in sums}
+
+
+def means(parts: Sequence[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    return {name: value / count for name, (value, count) in add_up(parts).items() if count}
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup: float) -> float:

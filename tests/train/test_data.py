@@ -1,5 +1,6 @@
 """Batches, losses and the policy: the layout's labels, blind neighbours, and logits equal to the engine's."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,17 @@ def test_neighbours_in_a_pack_are_blind_to_each_other(folder: Path, tokenizer: T
     assert torch.allclose(packed[-len(alone) :], alone, atol=1e-5)
 
 
-def test_packs_hold_every_example_once_and_are_seeded(tokenizer: Tokenizer) -> None:
-    """Guards against a resumed run that sees other batches, and against examples lost or doubled."""
-    examples = [build_example(record("word " * n, str(n)), tokenizer, None) for n in range(1, 40)]
-    room = max(map(len, examples))
-    packs = pack(examples, room, seed=1)
-    assert sorted(int(e.id) for p in packs for e in p) == list(range(1, 40))
-    assert all(sum(map(len, p)) <= room for p in packs)
-    again = pack(examples, room, seed=1)
-    assert [[e.id for e in p] for p in packs] == [[e.id for e in p] for p in again]
-    assert [[e.id for e in p] for p in pack(examples, room, seed=2)] != [[e.id for e in p] for p in packs]
+def test_packs_hold_every_example_once_and_are_seeded() -> None:
+    """Guards against a resumed run that sees other batches, against examples lost or doubled, and against waste."""
+    lengths = [random.Random(n).randint(20, 500) for n in range(300)]
+    packs = pack(lengths, 512, seed=1)
+    assert sorted(index for indices in packs for index in indices) == list(range(300))
+    sums = [sum(lengths[index] for index in indices) for indices in packs]
+    assert max(sums) <= 512
+    assert sum(sums) / (512 * len(packs)) > 0.9
+    assert packs == pack(lengths, 512, seed=1)
+    assert packs != pack(lengths, 512, seed=2)
+    assert pack([512, 512], 512, seed=1) in ([[0], [1]], [[1], [0]])
 
 
 def random_policy(folder: Path, tokenizer: Tokenizer) -> Policy:

@@ -66,9 +66,10 @@ def assert_equal(policy: Policy, engine: Engine) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_adapter_of_every_family(family: str, tmp_path: Path) -> None:
-    """Guards embeddings' scale, windows, caps and untied heads: each would go wrong silently in a forward pass of ours."""
+    """Guards embeddings' scale, windows, caps and untied heads: each would go wrong silently."""
     folder = save_family(tmp_path / "base", family)
     policy = load_policy(RunConfig(name="x", model=str(folder), lora_rank=2), Encoder(Words(), TAGS))
+    assert all(row.requires_grad for row in policy.rows.values())
     save_adapter(randomise(policy), tmp_path / "adapter")
     assert_equal(policy, Engine(EngineConfig(model=str(folder), adapter=str(tmp_path / "adapter"))))
 
