@@ -81,7 +81,7 @@ class SftConfig(RunConfig):
 class PreferConfig(RunConfig):
     """Stage 2: preference optimisation on the model's own scored samples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
 
     init_adapter: Path | None = Field(
         None,
@@ -102,10 +102,9 @@ class PreferConfig(RunConfig):
         " (the README of github.com/gl-ybnbxb/BoNBoN)",
     )
     beta: float | None = Field(None, gt=0, description="unless given, best of n's: 1 / (2 (n−1) H(n−1))")
-    num_samples: int | None = Field(
-        None, ge=2, description="that n; unless given, the number of samples that most prompts have"
-    )
+    num_samples: int | None = Field(None, ge=2, description="that n; unless given, the number of a prompt's samples")
 
+    val_pairs: int = Field(0, ge=0, description="so many pairs are held out: their loss is taken at every checkpoint")
     batch_pairs: int = Field(8, ge=1, description="pairs of one update, all workers' together")
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so of the longest pair")
     learning_rate: float = Field(1e-4, gt=0)
