@@ -119,10 +119,9 @@ def prefer(
     settings = load_config(PreferConfig, config, set_ or [])
     import ray
 
-    from pasta_ray.train.prefer import REPORT_FILE, run_prefer
+    from pasta_ray.train.prefer import run_prefer
 
     if not ray.is_initialized():
         ray.init(num_cpus=num_cpus, include_dashboard=True)
     adapter = run_prefer(settings)
-    pairs = json.loads((adapter.parent / REPORT_FILE).read_text(encoding="utf-8"))
-    typer.echo(json.dumps({"adapter": str(adapter), "pairs": pairs}) if as_json else f"adapter: {adapter}")
+    typer.echo(json.dumps({"adapter": str(adapter)}) if as_json else f"adapter: {adapter}")

@@ -81,11 +81,12 @@ class SftConfig(RunConfig):
 class PreferConfig(RunConfig):
     """Stage 2: preference optimisation on the model's own scored samples."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
 
-    init_adapter: Path = Field(
-        description="the initial model's adapter, which wrote the samples: a folder, or a shipped adapter's name;"
-        " lora_rank and lora_alpha are its own unless they are given"
+    init_adapter: Path | None = Field(
+        None,
+        description="the adapter that wrote the samples, and that training starts from: a folder, or a shipped one's"
+        " name, whose rank and alpha are taken unless they are given; none in mode full, which starts from `model`",
     )
     scored: list[Path] = Field(min_length=1, description="JSONL files of scored samples, as `pasta-ray score` writes")
     quality_weight: float = Field(
@@ -101,14 +102,19 @@ class PreferConfig(RunConfig):
         " (the README of github.com/gl-ybnbxb/BoNBoN)",
     )
     beta: float | None = Field(None, gt=0, description="unless given, best of n's: 1 / (2 (n−1) H(n−1))")
-    num_samples: int | None = Field(
-        None, ge=2, description="that n; unless given, the number of samples that most prompts have"
-    )
+    num_samples: int | None = Field(None, ge=2, description="that n; unless given, the number of a prompt's samples")
 
+    val_pairs: int = Field(0, ge=0, description="so many pairs are held out: their loss is taken at every checkpoint")
     batch_pairs: int = Field(8, ge=1, description="pairs of one update, all workers' together")
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so of the longest pair")
     learning_rate: float = Field(1e-4, gt=0)
     tag_learning_rate: float = Field(1e-3, gt=0, description="of the tag tokens' rows")
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Self:
+        if self.mode == "lora" and self.init_adapter is None:
+            raise ValueError("init_adapter: missing; stage 2 starts from the adapter that wrote the samples")
+        return self
 
 
 def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) -> Config:

@@ -57,14 +57,14 @@ def bonbon_loss(
     reference_chosen: Tensor,
     reference_rejected: Tensor,
     alpha: float,
-    beta: float,
+    beta: float | Tensor,
 ) -> BonbonLoss:
     """BoNBoN: −α·log π(y⁺) + (1−α)·(Δ − 1/(2β))², for each pair (arXiv 2406.00832, section 4).
 
     All four are log-probabilities in nats of whole responses, sums over their tokens, float32 [P]: of the policy in
     training and of the initial model, for the better response y⁺ and the worse y⁻. Δ is the policy's
     log π(y⁺)/π(y⁻) minus the initial model's. The sums are not divided by their lengths: the target 1/(2β) is one of
-    whole responses.
+    whole responses. ``beta`` may be each pair's own, [P].
 
     Scale: with n = 10 the target is 25 nats, so that a pair starts at a loss near 650 and a gradient of −51 a nat of
     Δ, beside which −α·log π(y⁺), of a few hundred nats, counts little until Δ is near its target: it is then what
@@ -76,13 +76,13 @@ def bonbon_loss(
     return BonbonLoss(alpha * likelihood + (1 - alpha) * contrast, likelihood, contrast, delta)
 
 
-def bonbon_scale(beta: float, mean_labels: float) -> float:
-    """What the loss is multiplied by before its backward pass, a constant of the run: 2β / tokens of a response.
+def bonbon_scale(mean_target: float, mean_labels: float) -> float:
+    """What the loss is multiplied by before its backward pass: 1 / (Δ's target · a response's labels), both means.
 
-    The minimum stays where it is. But the gradient, which would be hundreds of times that of a mean over tokens, comes
-    to its scale, so that clipping at a norm of about 1 catches outliers, as in stage 1, and not every step.
+    It is a constant of a run, so the minimum stays where it is. But the gradient, which would be hundreds of times that
+    of a mean over tokens, comes to its scale, so that clipping catches outliers, as in stage 1, and not every step.
     """
-    return 2 * beta / mean_labels
+    return 1 / (mean_target * mean_labels)
 
 
 def sequence_log_probs(log_probs: Tensor, counts: Sequence[int]) -> Tensor:

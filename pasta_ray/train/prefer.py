@@ -5,23 +5,26 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
 
 from pasta_ray.engine.config import EngineConfig
-from pasta_ray.engine.weights import resolve_adapter, resolve_model
+from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
 from pasta_ray.train.config import PreferConfig
 from pasta_ray.train.data import Encoder, Example
-from pasta_ray.train.loop import load_encoder, run_stage
+from pasta_ray.train.loop import run_stage, with_adapter
 from pasta_ray.train.loss import bonbon_beta, bonbon_loss, bonbon_scale
 from pasta_ray.train.preferences import Pair, Pairs, build_response, choose_pairs, read_scored
 from pasta_ray.train.reference import REFERENCE_FILE, log_probs, model_key, reference_log_probs
 from pasta_ray.train.stage import Metrics, Model, Plan
 
 PAIRS_FILE = "pairs.jsonl"
-REPORT_FILE = "pairs.json"
 
 
 @dataclass(frozen=True)
@@ -61,39 +64,66 @@ class PairRow:
 
 @dataclass(frozen=True)
 class PreferStage:
-    """``pairs`` are rows of one pair each, ``beta`` is as the loss takes it. When a worker has prepared,
-    ``reference`` is log π of each sample under the initial model, by its id, and ``scale`` its backward one."""
+    """When a worker has prepared, ``reference`` is log π of each sample under the initial model, by its id, and
+    ``scale`` what the loss is multiplied by for its backward pass."""
 
     config: PreferConfig
-    pairs: tuple[PairRow, ...]
-    beta: float
     reference: Mapping[str, float] = field(default_factory=dict)
     scale: float = 1.0
 
     def plan(self, encoder: Encoder) -> Plan[PairRow]:
         """Each epoch shuffles the pairs; each update's pairs are packed into rows. The last may have fewer pairs."""
-        del encoder  # the pairs were measured when they were read
-        size = self.config.batch_pairs
+        config = self.config
+        chosen, rows = self._choose(encoder)
+        random.Random(config.seed - 1).shuffle(rows)
+        held_out, learnt = rows[: config.val_pairs], rows[config.val_pairs :]
+        if not learnt:
+            raise InputError(
+                f"scored: {len(rows)} pairs in {chosen.num_prompts} prompts, {config.val_pairs} of them to be held out"
+                f" (val_pairs); left out: {chosen.left_out}"
+            )
         steps: list[Sequence[PairRow]] = []
-        for epoch in range(self.config.epochs):
-            order = list(self.pairs)
-            random.Random(self.config.seed + 1000 * epoch).shuffle(order)
-            steps += [pack_rows(order[at : at + size], self.config.batch_tokens) for at in range(0, len(order), size)]
-        return Plan(steps)
+        for epoch in range(config.epochs):
+            order = list(learnt)
+            random.Random(config.seed + 1000 * epoch).shuffle(order)
+            parts = (order[at : at + config.batch_pairs] for at in range(0, len(order), config.batch_pairs))
+            steps += [pack_rows(part, config.batch_tokens) for part in parts]
+        report = {"num_steps": len(steps), "num_val_pairs": len(held_out), "lambda": config.quality_weight}
+        return Plan(steps, pack_rows(held_out, config.batch_tokens), report | chosen.report())
+
+    def _choose(self, encoder: Encoder) -> tuple[Pairs, list[PairRow]]:
+        """All pairs that fit into a row, and each as a row of its own."""
+        config, console = self.config, Console(stderr=True)
+        samples = read_scored(config.scored, need_quality=config.quality_weight > 0)
+        chosen = choose_pairs(samples, config.quality_weight, pair_cut_off=config.pair_cut_off)
+        progress = track(chosen.pairs, "measuring pairs", console=console, disable=not console.is_terminal)
+        rows = [PairRow.of(pair, encoder) for pair in progress]
+        rows = [row for row in rows if row.num_tokens <= config.batch_tokens]
+        return chosen.only([row.pairs[0] for row in rows], f"longer than {config.batch_tokens} tokens"), rows
 
     def prepare(self, engine: Any, plan: Plan[PairRow], encoder: Encoder, run: Path) -> "PreferStage":
         """The initial model's log-probabilities, before anything is trained; on every worker."""
         epoch = plan.steps[: len(plan.steps) // self.config.epochs]
-        rows = [row.encode(encoder) for step in epoch for row in step]
-        reference = reference_log_probs(engine, rows, run / REFERENCE_FILE, lambda: _initial_model(self.config))
-        mean_labels = sum(row.num_labels for row in self.pairs) / (2 * len(self.pairs))
-        return replace(self, reference=reference, scale=bonbon_scale(self.beta, mean_labels))
+        learnt = [row for step in epoch for row in step]
+        rows = [*learnt, *plan.validation]
+        if dist.get_rank() == 0:
+            lines = [json.dumps(pair.line()) + "\n" for row in rows for pair in row.pairs]
+            (run / PAIRS_FILE).write_text("".join(lines), encoding="utf-8")
+        examples = [row.encode(encoder) for row in rows]
+        reference = reference_log_probs(engine, examples, run / REFERENCE_FILE, lambda: _initial_model(self.config))
+        targets = [1 / (2 * self._beta(pair)) for row in learnt for pair in row.pairs]
+        labels = [row.num_labels / (2 * len(row.pairs)) for row in learnt for _ in row.pairs]
+        return replace(self, reference=reference, scale=bonbon_scale(fmean(targets), fmean(labels)))
+
+    def _beta(self, pair: Pair) -> float:
+        return self.config.beta or bonbon_beta(self.config.num_samples or pair.num_samples)
 
     def loss(self, model: Model, micro_batch: PairRow, encoder: Encoder) -> tuple[Tensor, Metrics]:
         examples = micro_batch.encode(encoder)
         policy = log_probs(model, examples)
         reference = policy.new_tensor([self.reference[example.id] for example in examples])
-        result = bonbon_loss(policy[0::2], policy[1::2], reference[0::2], reference[1::2], self.config.alpha, self.beta)
+        beta = policy.new_tensor([self._beta(pair) for pair in micro_batch.pairs])
+        result = bonbon_loss(policy[0::2], policy[1::2], reference[0::2], reference[1::2], self.config.alpha, beta)
         num_pairs = len(micro_batch.pairs)
         metrics = {
             "loss": (result.loss.sum().item(), num_pairs),
@@ -121,50 +151,17 @@ def pack_rows(pairs: Sequence[PairRow], batch_tokens: int) -> list[PairRow]:
 
 
 def run_prefer(config: PreferConfig) -> Path:
-    """Train, or go on with the run of the same name; returns the adapter's folder. Raises as ``run_stage`` does.
+    """Train, or go on with the run of the same name; returns what ``run_stage`` does, and raises as it does.
 
-    The run's folder keeps the pairs (``pairs.jsonl``), what they are like (``pairs.json``) and the initial model's
-    log-probabilities (``reference.jsonl``) beside the metrics.
+    The run's folder keeps what the pairs are like (``plan.json``), the pairs (``pairs.jsonl``) and the initial model's
+    log-probabilities (``reference.jsonl``) beside what stage 1's does.
     """
-    config = with_adapter(config)
-    samples = read_scored(config.scored, need_quality=config.quality_weight > 0)
-    chosen = choose_pairs(samples, config.quality_weight, pair_cut_off=config.pair_cut_off)
-    encoder = load_encoder(config)
-    rows = [PairRow.of(pair, encoder) for pair in chosen.pairs]
-    fitting = [row for row in rows if row.num_tokens <= config.batch_tokens]
-    chosen = chosen.only([row.pairs[0] for row in fitting], f"longer than {config.batch_tokens} tokens")
-    if not fitting:
-        raise InputError(f"scored: no pair in {chosen.num_prompts} prompts; left out: {chosen.left_out}")
-    beta = config.beta or bonbon_beta(config.num_samples or chosen.num_samples)
-    report = chosen.report() | {"lambda": config.quality_weight, "alpha": config.alpha, "beta": beta}
-    _keep(config.runs.resolve() / config.name, chosen, report)
-    return run_stage(PreferStage(config, tuple(fitting), beta))
-
-
-def with_adapter(config: PreferConfig) -> PreferConfig:
-    """The adapter's folder in place of its name, and its LoRA's rank and alpha, unless the config has its own."""
-    folder = resolve_adapter(str(config.init_adapter)).resolve()
-    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    lora = {"lora_rank": settings["r"], "lora_alpha": settings["lora_alpha"]}
-    lora = {name: value for name, value in lora.items() if name not in config.model_fields_set}
-    return config.model_copy(update={"init_adapter": folder, **lora})
+    return run_stage(PreferStage(with_adapter(config)))
 
 
 def _initial_model(config: PreferConfig) -> str:
-    folder, adapter = resolve_model(EngineConfig(model=config.model)), config.init_adapter
-    files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
-    files += [file for file in sorted(adapter.iterdir()) if file.suffix in {".safetensors", ".json"}]
+    folders = [resolve_model(EngineConfig(model=config.model)), *([config.init_adapter] if config.init_adapter else [])]
+    files = [
+        file for folder in folders for file in sorted(folder.iterdir()) if file.suffix in {".safetensors", ".json"}
+    ]
     return model_key(files, config.precision)
-
-
-def _keep(run: Path, pairs: Pairs, report: dict[str, Any]) -> None:
-    """Write the pairs down; a run that goes on must have the same ones."""
-    text = "".join(json.dumps(pair.line()) + "\n" for pair in pairs.pairs)
-    path = run / PAIRS_FILE
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise InputError(
-            f"name: the run {run.name} began with other pairs ({path}); allowed: a new name, or its own pairs"
-        )
-    run.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    (run / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -46,12 +46,13 @@ class Scored(Record):
 
 @dataclass(frozen=True)
 class Pair:
-    """The best and the worst sample of a prompt, with their scores."""
+    """The best and the worst of a prompt's ``num_samples``, with their scores."""
 
     chosen: Scored
     rejected: Scored
     chosen_score: float
     rejected_score: float
+    num_samples: int
 
     def line(self) -> dict[str, Any]:
         """What the run's folder keeps of it."""
@@ -61,20 +62,18 @@ class Pair:
             "rejected": self.rejected.id,
             "chosen_score": self.chosen_score,
             "rejected_score": self.rejected_score,
+            "num_samples": self.num_samples,
         }
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs, in their prompts' order, and what was left out, by reason.
-
-    ``num_samples`` is how many samples most prompts have: the n of best of n.
-    """
+    """All pairs, in their prompts' order; how many prompts have how many samples; what was left out, by reason."""
 
     pairs: tuple[Pair, ...]
     num_prompts: int
-    num_samples: int
     num_cut_off: int
+    sizes: dict[int, int]
     left_out: dict[str, int]
 
     def only(self, pairs: Sequence[Pair], why: str) -> "Pairs":
@@ -86,7 +85,7 @@ class Pairs:
         """Counts, and what the chosen are like beside the rejected: means, and how often the chosen is longer."""
         report: dict[str, Any] = {
             "num_prompts": self.num_prompts,
-            "num_samples": self.num_samples,
+            "prompts_by_num_samples": self.sizes,
             "num_pairs": len(self.pairs),
             "num_cut_off_samples": self.num_cut_off,
             "num_cut_off_chosen": sum(not pair.chosen.finished for pair in self.pairs),
@@ -154,12 +153,11 @@ def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_o
             pairs.append(pair)
         else:
             left_out[pair] += 1
-    sizes = Counter(len(group) for group in prompts.values())
     return Pairs(
         pairs=tuple(pairs),
         num_prompts=len(prompts),
-        num_samples=max(sizes, key=lambda size: (sizes[size], size), default=0),
         num_cut_off=sum(not sample.finished for group in prompts.values() for sample in group),
+        sizes=dict(sorted(Counter(len(group) for group in prompts.values()).items())),
         left_out=dict(left_out),
     )
 
@@ -180,7 +178,7 @@ def _choose(group: Sequence[Scored], quality_weight: float, pair_cut_off: bool) 
         return BELOW
     if best.document == worst.document:
         return SAME
-    return Pair(best, worst, scores[best.id], scores[worst.id])
+    return Pair(best, worst, scores[best.id], scores[worst.id], len(group))
 
 
 def build_response(sample: Scored, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
@@ -194,7 +192,7 @@ def build_response(sample: Scored, tokenizer: ChatTokenizer, tags: TagMap | None
     if tags is None:
         return example
     sources = list(example.layout.label_source)
-    document = parse(sample.document)
+    document = parse(sample.document, tags.positions)
     bodies = _bodies(example.layout.ids, tags)
     for promise, (start, end), joined in zip(document.promises, bodies, _joined(document), strict=True):
         at_budget = end - start >= body_budget(promise.num_tokens)

@@ -77,16 +77,17 @@ def reference_log_probs(
 
 
 def _read(path: Path) -> dict[str, float]:
-    """Lines of key and value; the last one may have been cut short by the death of its writer."""
+    """Values by key. A last line that its writer did not live to finish is dropped from the file, too."""
     if not path.exists():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    whole = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {line["key"]: line["log_prob"] for line in whole}
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {line["key"]: line["log_prob"] for line in lines}
 
 
 def _append(path: Path, values: dict[str, float]) -> None:
-    text = "".join(json.dumps({"key": key, "log_prob": value}) + "\n" for key, value in values.items())
-    cut = path.exists() and not path.read_bytes().endswith(b"\n") and path.stat().st_size > 0
     with path.open("a", encoding="utf-8") as file:
-        file.write("\n" * cut + text)
+        file.writelines(json.dumps({"key": key, "log_prob": value}) + "\n" for key, value in values.items())

@@ -63,7 +63,7 @@ def test_a_toy_policy_comes_to_prefer_the_chosen_response() -> None:
         after = [toy_log_prob(logits, response)[None] for response in (chosen, rejected)]
         result = bonbon_loss(*after, before[0][None], before[1][None], 0.005, beta)
         optimizer.zero_grad()
-        (result.loss.mean() * bonbon_scale(beta, 199)).backward()
+        (result.loss.mean() * bonbon_scale(1 / (2 * beta), 199)).backward()
         optimizer.step()
     assert result.delta.item() == pytest.approx(1 / (2 * beta), abs=0.1)
     assert after[0].item() > before[0].item()

@@ -10,11 +10,13 @@ from safetensors.torch import load_file
 
 from pasta_ray.errors import InputError
 from pasta_ray.train.config import PreferConfig, SftConfig, load_config
-from pasta_ray.train.loop import METRICS_FILE, load_encoder
-from pasta_ray.train.policy import load_policy, save_adapter
-from pasta_ray.train.prefer import PAIRS_FILE, REPORT_FILE, PairRow, pack_rows, run_prefer
+from pasta_ray.train.loop import load_encoder
+from pasta_ray.train.policy import load_policy
+from pasta_ray.train.prefer import PAIRS_FILE, PairRow, PreferStage, pack_rows, run_prefer
 from pasta_ray.train.preferences import choose_pairs, read_scored
 from pasta_ray.train.reference import REFERENCE_FILE
+from pasta_ray.train.run_folder import METRICS_FILE, PLAN_FILE, RunFolder
+from pasta_ray.train.saving import save_adapter
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 
@@ -84,21 +86,12 @@ def test_it_comes_to_prefer_the_chosen_and_leaves_an_adapter(config: PreferConfi
         load_file(folder / "tag_rows.safetensors")["tag_rows"] for folder in (config.init_adapter, adapter)
     )
     assert 0 < (after - before).abs().max() < 0.5
-    report = json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
+    report = json.loads((run / PLAN_FILE).read_text(encoding="utf-8"))
     assert (report["num_pairs"], report["chosen"]["speedup"], report["rejected"]["speedup"]) == (NUM_PROMPTS, 3.0, 1.0)
     assert len((run / PAIRS_FILE).read_text(encoding="utf-8").splitlines()) == NUM_PROMPTS
     assert len((run / REFERENCE_FILE).read_text(encoding="utf-8").splitlines()) == 2 * NUM_PROMPTS
     assert run_prefer(config) == adapter
     assert len((run / METRICS_FILE).read_text(encoding="utf-8").splitlines()) == len(metrics)
-    with pytest.raises(InputError, match="began with other pairs"):
-        run_prefer(config.model_copy(update={"quality_weight": 0.0, "scored": [other_pairs(config)]}))
-
-
-def other_pairs(config: PreferConfig) -> Path:
-    path = config.runs / "other.jsonl"
-    lines = [scored("q", number) for number in range(3)]
-    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return path
 
 
 def test_pairs_stay_together_in_rows(config: PreferConfig) -> None:
@@ -121,17 +114,35 @@ def test_settings_are_checked(config: PreferConfig) -> None:
     given = ["name=x", f"init_adapter={config.init_adapter}", "scored=[a.jsonl]"]
     assert load_config(PreferConfig, None, [*given, "lambda=inf"]).quality_weight == float("inf")
     assert load_config(PreferConfig, None, [*given, "lambda=.inf"]).quality_weight == float("inf")
-    again = PreferConfig.model_validate(load_config(PreferConfig, None, [*given, "lambda=inf"]).model_dump())
-    assert again.quality_weight == float("inf")
     for setting, field in (("lambda=-1", "lambda"), ("alpha=2", "alpha"), ("num_samples=1", "num_samples")):
         with pytest.raises(InputError, match=field):
             load_config(PreferConfig, None, [*given, setting])
-    with pytest.raises(InputError, match="scored: no pair in 1 prompts"):
-        run_prefer(config.model_copy(update={"scored": [single_sample(config)]}))
+    with pytest.raises(InputError, match="init_adapter: missing"):
+        load_config(PreferConfig, None, ["name=x", "scored=[a.jsonl]"])
 
 
-def single_sample(config: PreferConfig) -> Path:
-    config.runs.mkdir(exist_ok=True)
-    path = config.runs / "single.jsonl"
-    path.write_text(json.dumps(scored("q", 0)), encoding="utf-8")
-    return path
+def test_a_run_goes_on_only_as_it_began(config: PreferConfig, tmp_path: Path) -> None:
+    """Guards a run's folder against another λ, whose pairs would be others; an infinite one is written and read."""
+    careful = config.model_copy(update={"runs": tmp_path, "quality_weight": float("inf")})
+    RunFolder(careful).claim(careful)
+    (tmp_path / config.name / "checkpoint_1").mkdir()
+    RunFolder(careful).claim(careful)
+    other = careful.model_copy(update={"quality_weight": 8.0})
+    with pytest.raises(InputError, match="quality_weight: run second began with inf, this is 8.0"):
+        RunFolder(other).claim(other)
+
+
+def test_pairs_are_held_out_and_too_few_are_an_error(config: PreferConfig) -> None:
+    """Guards against learning from what is held out, and against a run without a pair to learn from."""
+    encoder = load_encoder(config)
+    plan = PreferStage(config.model_copy(update={"val_pairs": 2, "epochs": 2})).plan(encoder)
+    held_out = {pair.chosen.prompt_id for row in plan.validation for pair in row.pairs}
+    learnt = [pair.chosen.prompt_id for step in plan.steps for row in step for pair in row.pairs]
+    assert len(held_out) == 2
+    assert not held_out & set(learnt)
+    assert sorted(learnt) == sorted([*set(learnt), *set(learnt)])
+    assert len(set(learnt)) == NUM_PROMPTS - 2
+    with pytest.raises(InputError, match="scored: 5 pairs in 5 prompts, 5 of them to be held out"):
+        PreferStage(config.model_copy(update={"val_pairs": NUM_PROMPTS})).plan(encoder)
+    with pytest.raises(InputError, match="longer than 64 tokens"):
+        PreferStage(config.model_copy(update={"batch_tokens": 64})).plan(encoder)

@@ -68,7 +68,8 @@ def test_what_makes_no_pair_is_counted() -> None:
     pairs = choose_pairs(samples, 1.0)
     assert [pair.chosen.prompt_id for pair in pairs.pairs] == ["good"]
     assert pairs.left_out == {SAME: 2, TIED: 1}
-    assert (pairs.num_prompts, pairs.num_samples) == (4, 3)
+    assert (pairs.num_prompts, pairs.sizes) == (4, {1: 1, 3: 3})
+    assert pairs.pairs[0].num_samples == 3
 
 
 def test_a_cut_off_answer_is_never_preferred_to_a_finished_one() -> None:
