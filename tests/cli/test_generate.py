@@ -172,7 +172,7 @@ def test_a_file_that_is_no_answers_file_stays_as_it_is(tmp_path: Path) -> None:
     """Guards somebody's notes, named by mistake as --out, and the whole lines of a run that a crash has cut off."""
     notes = tmp_path / "notes.txt"
     notes.write_text("my precious notes without newline", encoding="utf-8")
-    with pytest.raises(InputError, match="not an answer of an earlier run"):
+    with pytest.raises(InputError, match="not written by an earlier run"):
         read_done(notes)
     assert notes.read_text(encoding="utf-8") == "my precious notes without newline"
     answers = tmp_path / "answers.jsonl"
