@@ -1,6 +1,6 @@
 """Samples of a model, as a Ray job: `pasta-ray train sample` with the cluster's Ray.
 
-ray job submit --working-dir . -- python jobs/sample.py --prompts prompts.jsonl --out samples.jsonl --num 10 --num-workers 4
+ray job submit --working-dir . -- python jobs/sample.py --prompts prompts.jsonl --out samples.jsonl --num-workers 4
 """
 
 import sys

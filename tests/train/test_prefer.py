@@ -128,7 +128,7 @@ def test_a_run_goes_on_only_as_it_began(config: PreferConfig, tmp_path: Path) ->
     (tmp_path / config.name / "checkpoint_1").mkdir()
     RunFolder(careful).claim(careful)
     other = careful.model_copy(update={"quality_weight": 8.0})
-    with pytest.raises(InputError, match="quality_weight: run second began with inf, this is 8.0"):
+    with pytest.raises(InputError, match=r"quality_weight: run second began with inf, this is 8.0"):
         RunFolder(other).claim(other)
 
 

