@@ -133,7 +133,7 @@ def test_errors_are_one_line(
     ("files", "method"), [({}, "sequential"), ({"pasta": TagMap}, "pasta"), ({"apar": ControlMap}, "apar")]
 )
 def test_the_default_method_is_what_the_models_tags_are_for(
-    files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards adapters without tags, such as baseline-sft: what they have learnt is to be decoded sequentially."""
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -141,7 +141,7 @@ def test_the_default_method_is_what_the_models_tags_are_for(
         kind.after(90).save(tmp_path)
     asked: list[str] = []
     monkeypatch.setattr(answering, "answer_one", lambda _, options, *__: asked.append(options.method))
-    main(["generate", "x", "--adapter", str(tmp_path), "--model", str(tmp_path)])
+    assert run("x", "--adapter", str(tmp_path), "--model", str(tmp_path)) == 0
     assert asked == [method]
 
 
