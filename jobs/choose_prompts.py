@@ -1,6 +1,6 @@
-"""Choose stage 2's prompts from a pool of instructions: questions of the kinds that people ask, most of which can split.
+"""Choose stage 2's prompts from a pool of instructions: questions as people ask them, most of which can split.
 
-    python jobs/choose_prompts.py --pool train_pool.jsonl --not-in alpacaeval_dev.jsonl mtbench80.jsonl --out prompts.jsonl
+    python jobs/choose_prompts.py --pool train_pool.jsonl --not-in alpacaeval_dev.jsonl --out prompts.jsonl
 
 The pool is JSON lines with id, instruction, output, structure, source and license. Other people's benchmark prompts,
 prompts with a context, and prompts that share a run of eight words with an evaluation prompt are left out.

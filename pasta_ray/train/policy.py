@@ -159,7 +159,7 @@ def load_policy(config: RunConfig, encoder: Encoder) -> Policy:
 
 
 def starting_rows(base: Any, folder: Path, encoder: Encoder) -> dict[str, Tensor]:
-    """The tags' rows [num_tags, hidden] of a checkpoint that has them; else each is the mean of the rows of words for it."""
+    """The tags' rows [num_tags, hidden] of a checkpoint that has them; else each is the mean of some words' rows."""
     if not encoder.tags:
         return {}
     saved = load_file(folder / ROWS_FILE) if (folder / ROWS_FILE).is_file() else {}
