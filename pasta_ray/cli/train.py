@@ -9,6 +9,7 @@ import typer
 
 from pasta_ray.errors import InputError
 
+MAX_NAMED = 5
 train_app = typer.Typer(help="Teach a model to keep its promises.", no_args_is_help=True)
 
 
@@ -90,9 +91,22 @@ def sft(
     settings = load_config(SftConfig, config, set_ or [])
     import ray
 
+    from pasta_ray.cli.following import follow
+    from pasta_ray.train.run_folder import RunFolder
     from pasta_ray.train.sft import run_sft
 
     if not ray.is_initialized():
         ray.init(num_cpus=num_cpus, include_dashboard=True)
-    adapter = run_sft(settings)
-    typer.echo(json.dumps({"adapter": str(adapter)}) if as_json else f"adapter: {adapter}")
+    folder = RunFolder(settings)
+    with follow(folder):
+        result = run_sft(settings)
+    summary = {folder.result.name: str(result), **folder.read_plan()}
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"{folder.result.name}: {result}")
+    too_long = summary["too_long"]
+    if too_long:
+        names = [f"{id_} ({num})" for id_, num in list(too_long.items())[:MAX_NAMED]]
+        more = f" and {len(too_long) - MAX_NAMED} more" if len(too_long) > MAX_NAMED else ""
+        typer.echo(f"{len(too_long)} documents were left out, longer than a row: {', '.join(names)}{more} tokens")
