@@ -41,6 +41,9 @@ def generate(
     router: Annotated[
         bool, typer.Option("--router", help="sot: ask the model first if the question suits it.")
     ] = False,
+    unconstrained: Annotated[
+        bool, typer.Option("--unconstrained", help="pasta: mask no token that breaks the grammar, but count it.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 1.0,
@@ -97,6 +100,7 @@ def generate(
         sampling=Sampling(temperature, top_p, seed),
         draft=DraftConfig.beside(config, draft_model, max_draft),
         router=router,
+        constrained=not unconstrained,
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

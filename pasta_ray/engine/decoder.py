@@ -62,7 +62,7 @@ class Decoder:
             f"the request (prompt {len(request.prompt_ids)}, max_tokens {request.max_tokens}, max_promises"
             f" {request.max_promises}, by method {request.method!r})"
         )
-        self.engine.pool.check_fits(method.max_slots(request), what)
+        self.engine.pool.check_fits(method.max_slots(request, self.engine.tags), what)
         self._runs[request.id] = method(self.engine, request, self.replica)
 
     def cancel(self, request_id: str) -> None:

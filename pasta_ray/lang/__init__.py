@@ -6,6 +6,7 @@ from pasta_ray.lang.layout import Layout, layout
 from pasta_ray.lang.lexer import PastaSyntaxError
 from pasta_ray.lang.ordered import OrderedText
 from pasta_ray.lang.parser import Parser, parse
+from pasta_ray.lang.positions import PRED_1X, PRED_10X, PositionStrategy
 from pasta_ray.lang.tags import TAG_NAMES, TagMap, TokenMap
 from pasta_ray.lang.tokens import (
     TokenDocument,
@@ -20,6 +21,8 @@ from pasta_ray.lang.tokens import (
 
 __all__ = [
     "CONTROL_NAMES",
+    "PRED_1X",
+    "PRED_10X",
     "TAG_NAMES",
     "ControlMap",
     "Document",
@@ -28,6 +31,7 @@ __all__ = [
     "OrderedText",
     "Parser",
     "PastaSyntaxError",
+    "PositionStrategy",
     "Promise",
     "Sync",
     "TagMap",

@@ -127,7 +127,7 @@ class Encoder:
 def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
     """A record in tokens, its end token included. Without ``tags`` the annotation is left out."""
     try:
-        document = parse(record.document)
+        document = parse(record.document, tags.positions) if tags else parse(record.document)
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
     if tags is None:
