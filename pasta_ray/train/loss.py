@@ -77,12 +77,12 @@ def bonbon_loss(
 
 
 def bonbon_scale(mean_target: float, mean_labels: float) -> float:
-    """What the loss is multiplied by before its backward pass: 1 / (Δ's target · a response's labels), both means.
+    """What the loss is multiplied by before its backward pass: 1 / (2 · Δ's target · a response's labels), both means.
 
-    It is a constant of a run, so the minimum stays where it is. But the gradient, which would be hundreds of times that
-    of a mean over tokens, comes to its scale, so that clipping catches outliers, as in stage 1, and not every step.
+    It is a constant of a run, so the minimum stays where it is. But the gradient, which would be thousands of times a
+    mean over tokens', starts as that of Δ a token, so that clipping means what it does in stage 1.
     """
-    return 1 / (mean_target * mean_labels)
+    return 1 / (2 * mean_target * mean_labels)
 
 
 def sequence_log_probs(log_probs: Tensor, counts: Sequence[int]) -> Tensor:

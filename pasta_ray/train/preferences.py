@@ -31,6 +31,8 @@ class Scored(Record):
     completion_tokens: int = Field(ge=0)
     speedup: float = Field(gt=0, allow_inf_nan=False)
     quality: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
+    model: str = "?"
+    adapter: str | None = None
 
     @property
     def finished(self) -> bool:
@@ -68,12 +70,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """All pairs, in their prompts' order; how many prompts have how many samples; what was left out, by reason."""
+    """All pairs, in their prompts' order; how many prompts have how many samples, how many samples are whose; what was
+    left out, by reason."""
 
     pairs: tuple[Pair, ...]
     num_prompts: int
     num_cut_off: int
     sizes: dict[int, int]
+    sampled_by: dict[str, int]
     left_out: dict[str, int]
 
     def only(self, pairs: Sequence[Pair], why: str) -> "Pairs":
@@ -86,6 +90,7 @@ class Pairs:
         report: dict[str, Any] = {
             "num_prompts": self.num_prompts,
             "prompts_by_num_samples": self.sizes,
+            "sampled_by": self.sampled_by,
             "num_pairs": len(self.pairs),
             "num_cut_off_samples": self.num_cut_off,
             "num_cut_off_chosen": sum(not pair.chosen.finished for pair in self.pairs),
@@ -157,6 +162,7 @@ def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_o
         pairs=tuple(pairs),
         num_prompts=len(prompts),
         num_cut_off=sum(not sample.finished for group in prompts.values() for sample in group),
+        sampled_by=dict(Counter(f"{s.model} {s.adapter or ''}".strip() for group in prompts.values() for s in group)),
         sizes=dict(sorted(Counter(len(group) for group in prompts.values()).items())),
         left_out=dict(left_out),
     )

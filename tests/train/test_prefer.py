@@ -1,6 +1,9 @@
 """Stage 2 through Ray Train and DeepSpeed, on a small random model."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +131,7 @@ def test_a_run_goes_on_only_as_it_began(config: PreferConfig, tmp_path: Path) ->
     (tmp_path / config.name / "checkpoint_1").mkdir()
     RunFolder(careful).claim(careful)
     other = careful.model_copy(update={"quality_weight": 8.0})
-    with pytest.raises(InputError, match=r"quality_weight: run second began with inf, this is 8.0"):
+    with pytest.raises(InputError, match=r"quality_weight: run second began with inf, this is 8\.0"):
         RunFolder(other).claim(other)
 
 
@@ -146,3 +149,49 @@ def test_pairs_are_held_out_and_too_few_are_an_error(config: PreferConfig) -> No
         PreferStage(config.model_copy(update={"val_pairs": NUM_PROMPTS})).plan(encoder)
     with pytest.raises(InputError, match="longer than 64 tokens"):
         PreferStage(config.model_copy(update={"batch_tokens": 64})).plan(encoder)
+
+
+def run_workers(world: int, folder: Path, jobs: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """Each job's metrics, of a group of ``world`` processes without Ray."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    module = [sys.executable, "-m", "tests.train.prefer_workers"]
+    arguments = [str(world), str(folder), json.dumps(jobs)]
+    logs = [folder / f"log-{rank}-of-{world}" for rank in range(world)]
+    workers = []
+    for rank, log in enumerate(logs):
+        command = [*module, str(rank), *arguments]
+        with log.open("wb") as file:
+            workers.append(subprocess.Popen(command, env=environment, cwd=root, stdout=file, stderr=file))
+    try:
+        for worker, log in zip(workers, logs, strict=True):
+            assert worker.wait(280) == 0, log.read_text(encoding="utf-8")[-4000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    results: dict[str, list[dict[str, float]]] = json.loads((folder / f"results-of-{world}.json").read_text())
+    return results
+
+
+def test_two_workers_equal_one_and_go_on_from_it(config: PreferConfig, tmp_path: Path) -> None:
+    """Guards the global batch and the shared reference: pairs lost or doubled, values that one worker lacks, a mean of
+    means. An update's two rows go to one worker or to two; the last update has one row, and one of the two is idle."""
+    changes = {"learning_rate": 2e-3, "epochs": 2, "val_pairs": 2, "batch_tokens": 200}
+    told = config.model_copy(update=changes).model_dump(mode="json", exclude_unset=True)
+    one = run_workers(1, tmp_path, {"plain": {"config": told | {"zero_stage": 0}, "save_at": 2}})["plain"]
+    two = run_workers(
+        2,
+        tmp_path,
+        {
+            "stage 2": {"config": told | {"zero_stage": 2}},
+            "stage 3": {"config": told | {"zero_stage": 3}},
+            "resumed": {"config": told | {"zero_stage": 2}, "resume": True},
+        },
+    )
+    assert len(one) == 2 * 2 + 1, "three pairs, two an update, two epochs; what is held out"
+    for name, steps in (("stage 2", one), ("stage 3", one), ("resumed", one[2:])):
+        assert len(two[name]) == len(steps)
+        for got, want in zip(two[name], steps, strict=True):
+            assert got == pytest.approx(want, rel=1e-4, abs=2e-4), name
+    assert one[-2]["loss"] != pytest.approx(one[0]["loss"], rel=1e-2), "something is learnt"
