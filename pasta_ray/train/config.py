@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from pasta_ray.errors import InputError
+from pasta_ray.lang import PositionStrategy
 from pasta_ray.train.jsonl import explain
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -28,6 +29,9 @@ class RunConfig(BaseModel):
     init_adapter: Path | None = Field(None, description="adapter to start from; its rank and alpha must be those here")
     runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
     tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
+    positions: str | None = Field(
+        None, description="of new tags: pred-10x, which is the default, pred-1x, fixed or fixed-GAP"
+    )
     epochs: int = Field(1, ge=1)
     seed: int = 0
 
@@ -52,6 +56,15 @@ class RunConfig(BaseModel):
     max_failures: int = Field(2, ge=0, description="how often a lost worker is replaced")
     checkpoint_every: int = Field(50, ge=1, description="steps")
     report_every: int = Field(5, ge=1, description="steps")
+
+    @field_validator("positions")
+    @classmethod
+    def _check_positions(cls, name: str | None) -> str | None:
+        """One spelling each, so that a run goes on under any."""
+        try:
+            return name and PositionStrategy.named(name).name
+        except InputError as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

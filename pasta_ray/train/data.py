@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import (
+    PRED_1X,
     Layout,
     PastaSyntaxError,
     TagMap,
@@ -125,9 +126,10 @@ class Encoder:
 
 
 def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
-    """A record in tokens, its end token included. Without ``tags`` the annotation is left out."""
+    """A record in tokens, its end token included; lengths and positions are those of the tags' strategy, whatever the
+    document says. Without ``tags`` the annotation is left out."""
     try:
-        document = parse(record.document, tags.positions) if tags else parse(record.document)
+        document = parse(record.document, PRED_1X)  # any length will do, for they are counted anew
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
     if tags is None:

@@ -17,7 +17,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.lang import TagMap
+from pasta_ray.lang import PRED_10X, PositionStrategy, TagMap
 from pasta_ray.train.config import RunConfig
 from pasta_ray.train.curves import draw_curves
 from pasta_ray.train.data import Encoder
@@ -85,9 +85,12 @@ def load_encoder(config: RunConfig) -> Encoder:
         return Encoder(Tokenizer.load(folder, None), None)
     tags = (load_tags(config.init_adapter) if config.init_adapter else None) or load_tags(folder)
     if tags is None:
-        tags = TagMap.after(max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size))
+        vocab_size = max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size)
+        tags = TagMap.after(vocab_size, PositionStrategy.named(config.positions) if config.positions else PRED_10X)
     if not isinstance(tags, TagMap):
         raise InputError(f"model: {config.model} writes {', '.join(tags.names)}, not PASTA's tags")
+    if config.positions not in (None, tags.positions.name):
+        raise InputError(f"positions is {config.positions}; what the run starts from has {tags.positions.name}")
     return Encoder(Tokenizer.load(folder, tags), tags)
 
 
