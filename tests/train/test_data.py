@@ -143,7 +143,7 @@ def test_a_checkpoint_keeps_its_position_strategy(folder: Path, tmp_path: Path) 
     assert encoder.tags.positions.name == "pred-1x"
     with pytest.raises(InputError, match="positions is fixed-50; what the run starts from has pred-1x"):
         load_encoder(config.model_copy(update={"positions": "fixed-50"}))
-    with pytest.raises(InputError, match="positions.*allowed: pred-10x"):
+    with pytest.raises(InputError, match=r"positions.*allowed: pred-10x"):
         load_config(SftConfig, None, ["name=x", "documents=[a]", "positions=pred-5x"])
     assert load_config(SftConfig, None, ["name=x", "documents=[a]", "positions=fixed"]).positions == "fixed-50"
 
