@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator, model_validator
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import PositionStrategy
@@ -31,9 +31,8 @@ class RunConfig(BaseModel):
     language: Literal["pasta", "apar", "plain"] = Field(
         "pasta", description="what the model learns to write: PASTA-LANG, APAR's threads, or the answers alone"
     )
-    positions: str = Field(
-        "pred-10x",
-        description="of new PASTA tags, where the main branch goes on: pred-10x, pred-1x, fixed or fixed-GAP",
+    positions: str | None = Field(
+        None, description="of new PASTA tags: pred-10x, which is the default, pred-1x, fixed or fixed-GAP"
     )
     epochs: int = Field(1, ge=1)
     seed: int = 0
@@ -60,13 +59,18 @@ class RunConfig(BaseModel):
     checkpoint_every: int = Field(50, ge=1, description="steps")
     report_every: int = Field(5, ge=1, description="steps")
 
+    @field_validator("positions")
+    @classmethod
+    def _check_positions(cls, name: str | None) -> str | None:
+        """One spelling each, so that a run goes on under any."""
+        try:
+            return name and PositionStrategy.named(name).name
+        except InputError as error:
+            raise ValueError(str(error)) from error
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Fields that do not go with each other."""
-        try:
-            PositionStrategy.named(self.positions)
-        except InputError as error:
-            raise ValueError(f"positions: {error}") from error
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError("zero_stage: 0 keeps no float32 weights beside bf16; allowed with it: 1, 2, 3")
         if self.offload and self.zero_stage == 0:

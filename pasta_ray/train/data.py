@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import (
+    PRED_1X,
     ControlMap,
     Layout,
     PastaSyntaxError,
@@ -138,7 +139,7 @@ def build_example(
     token comes last, and is to be predicted; an answer that was cut off has none.
     """
     try:
-        document = parse(record.document, *([tags.positions] if isinstance(tags, TagMap) else []))
+        document = parse(record.document, PRED_1X)  # of any strategy
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
     prompt_ids = tokenizer.encode_chat(record.messages)

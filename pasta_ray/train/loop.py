@@ -17,7 +17,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.lang import ControlMap, PositionStrategy, TagMap
+from pasta_ray.lang import PRED_10X, ControlMap, PositionStrategy, TagMap
 from pasta_ray.train.config import RunConfig
 from pasta_ray.train.curves import draw_curves
 from pasta_ray.train.data import Encoder, Tags
@@ -89,6 +89,8 @@ def load_encoder(config: RunConfig) -> Encoder:
     kind = TagMap if config.language == "pasta" else ControlMap
     if not isinstance(tags, kind):
         raise InputError(f"language: is {config.language}, but the model writes {', '.join(tags.names)}")
+    if isinstance(tags, TagMap) and config.positions not in (None, tags.positions.name):
+        raise InputError(f"positions is {config.positions}; what the run starts from has {tags.positions.name}")
     return Encoder(Tokenizer.load(folder, tags), tags)
 
 
@@ -97,7 +99,7 @@ def _new_tags(config: RunConfig, folder: Path) -> Tags:
     size = max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size)
     if config.language == "apar":
         return ControlMap.after(size)
-    return TagMap.after(size, PositionStrategy.named(config.positions))
+    return TagMap.after(size, PositionStrategy.named(config.positions) if config.positions else PRED_10X)
 
 
 def _scaling(config: RunConfig) -> dict[str, Any]:

@@ -33,11 +33,12 @@ class RunFolder:
         told, path = describe(config), self.path / CONFIG_FILE
         if path.is_file() and (self.is_finished or any(self.path.glob("checkpoint_*"))):
             began = json.loads(path.read_text(encoding="utf-8"))
-            for name in sorted(told.keys() | began.keys()):
-                if told.get(name) != began.get(name):
+            for name, value in told.items():
+                before = began.get(name, type(config).model_fields[name].get_default(call_default_factory=True))
+                if value != before:
                     raise InputError(
-                        f"{name}: run {config.name} began with {_shown(began.get(name))}, this is"
-                        f" {_shown(told.get(name))}; allowed: the same, another name, or to remove {self.path}"
+                        f"{name}: run {config.name} began with {_shown(before)}, this is {_shown(value)};"
+                        f" allowed: the same, another name, or to remove {self.path}"
                     )
         self.path.mkdir(parents=True, exist_ok=True)
         _write(path, told)

@@ -10,9 +10,10 @@ from pydantic import BaseModel
 from pasta_ray.engine import Engine, EngineConfig, replay
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.errors import InputError
-from pasta_ray.lang import TagMap, parse
+from pasta_ray.lang import PositionStrategy, TagMap, parse
 from pasta_ray.train.config import RunConfig, SftConfig, load_config
 from pasta_ray.train.data import KINDS, Encoder, Record, build_example, collate, pack, read_records
+from pasta_ray.train.loop import load_encoder
 from pasta_ray.train.loss import next_token_loss, sums_by_kind
 from pasta_ray.train.policy import Policy, load_policy
 from pasta_ray.train.saving import save_adapter
@@ -108,6 +109,43 @@ def test_what_is_predicted_and_what_is_seen_is_as_the_design_says(tokenizer: Tok
     assert positions[17:24] == [31, 32, 33, 34, 35, 36, 37]  # sync, f, the third promise
     assert positions[24:27] == [38, 39, 40]
     assert positions[27:] == [48, 49]
+
+
+@pytest.mark.parametrize(
+    ("positions", "count", "gap"), [("pred-10x", "2", 20), ("pred-1x", "12", 12), ("fixed-33", "2", 33)]
+)
+def test_the_position_strategy_is_a_setting(
+    folder: Path, tokenizer: Tokenizer, positions: str, count: str, gap: int
+) -> None:
+    """Guards the way from configuration to counts and positions, for documents that were written with any strategy."""
+    config = RunConfig(name="x", model=str(folder), positions=positions)
+    encoder = load_encoder(config)
+    assert encoder.tags is not None
+    assert encoder.tags.positions.name == positions
+    for tokens in ("10", "7"):
+        example = encoder.encode(record(f'a<promise topic="b" tokens="{tokens}"/><async>0123456789</async>c'))
+        kinds = [KINDS[kind] for kind in example.kinds]
+        assert (
+            tokenizer.decode([id_ for id_, kind in zip(example.layout.ids, kinds, strict=True) if kind == "length"])
+            == count
+        )
+        start = example.layout.ids.index(encoder.tags.async_)
+        after = example.layout.ids.index(encoder.tags.async_end) + 1
+        assert example.layout.positions[after] - example.layout.positions[start] == gap
+
+
+def test_a_checkpoint_keeps_its_position_strategy(folder: Path, tmp_path: Path) -> None:
+    """Guards against a second stage whose positions are not those of the first."""
+    TagMap.after(300, PositionStrategy.named("pred-1x")).save(tmp_path)
+    config = RunConfig(name="x", model=str(folder), init_adapter=tmp_path)
+    encoder = load_encoder(config)
+    assert encoder.tags is not None
+    assert encoder.tags.positions.name == "pred-1x"
+    with pytest.raises(InputError, match="positions is fixed-50; what the run starts from has pred-1x"):
+        load_encoder(config.model_copy(update={"positions": "fixed-50"}))
+    with pytest.raises(InputError, match=r"positions.*allowed: pred-10x"):
+        load_config(SftConfig, None, ["name=x", "documents=[a]", "positions=pred-5x"])
+    assert load_config(SftConfig, None, ["name=x", "documents=[a]", "positions=fixed"]).positions == "fixed-50"
 
 
 def test_without_tags_the_same_text_is_plain(tokenizer: Tokenizer) -> None:

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 import ray
+import yaml
 from safetensors.torch import load_file
 from torch import Tensor
+from typer.testing import CliRunner
 
+from pasta_ray.cli.train import train_app
 from pasta_ray.errors import InputError
 from pasta_ray.train.config import SftConfig
 from pasta_ray.train.data import Encoder
@@ -99,6 +102,22 @@ def test_it_learns_and_leaves_an_adapter(config: SftConfig, undisturbed: Path) -
     assert any(tensor.abs().max() > 0 for name, tensor in tensors.items() if "lora_B" in name)
     assert run_sft(config) == undisturbed / "adapter"
     assert losses(undisturbed) == [m["loss"] for m in metrics], "a finished run does no step again"
+
+
+def test_the_command_line_says_what_was_left_out(config: SftConfig, undisturbed: Path, tmp_path: Path) -> None:
+    """Guards the way from a YAML file to the run, and documents that disappear without a word."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json") | {"epochs": 5}), encoding="utf-8")
+    arguments = ["sft", "--config", str(path), "--set", "epochs=3"]
+    result = CliRunner().invoke(train_app, arguments)
+    assert result.exit_code == 0, result.exception
+    assert result.stdout.startswith(f"adapter: {undisturbed / 'adapter'}\n6 documents were left out")
+    assert "d13 (230)" in result.stdout
+    summary = json.loads(CliRunner().invoke(train_app, [*arguments, "--json"]).stdout)
+    assert summary["adapter"] == str(undisturbed / "adapter")
+    assert summary["too_long"]["d18"] == 305
+    error = CliRunner().invoke(train_app, ["sft", "--config", str(path)]).exception
+    assert str(error).startswith("epochs: run undisturbed began with 3, this is 5")
 
 
 @dataclass(frozen=True)
