@@ -24,7 +24,7 @@ from pasta_ray.engine.messages import Finished, Report, Request
 from pasta_ray.eval.bench.machine import describe_machine
 from pasta_ray.lang import TAG_NAMES, parse
 from pasta_ray.train.annotate import repetition
-from pasta_ray.train.annotators.syntax import has_structure
+from pasta_ray.train.annotators.splits import has_structure
 
 TAG_TEXT = ("<promise", "</promise", "<async", "</async", "<sync", *TAG_NAMES)
 

@@ -1,7 +1,5 @@
 """What a process loads for its part: a replica its decoder, a client of replicas only the tokenizer."""
 
-import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,8 +8,6 @@ from pasta_ray.actors.messages import DecoderFactory, DecoderLike
 from pasta_ray.actors.models import ModelDecoders
 from pasta_ray.engine.config import DraftConfig, EngineConfig
 from pasta_ray.errors import ModelError, PastaError
-
-logger = logging.getLogger(__name__)
 
 
 class TokenizerLike(Protocol):
@@ -45,12 +41,10 @@ class LoadModels:
         """Raises ModelError, naming the model, for one that cannot be loaded."""
         decoders: dict[str, DecoderLike] = {}
         for name, make in self.makers.items():
-            started = time.monotonic()
             try:
                 decoders[name] = make(replica)
             except PastaError as error:
                 raise ModelError(f"model {name!r} cannot be loaded: {error}") from error
-            logger.info("replica %s holds model %s after %.1f s", replica, name, time.monotonic() - started)
         return ModelDecoders(decoders)
 
 

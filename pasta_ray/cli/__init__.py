@@ -5,11 +5,12 @@ from collections.abc import Sequence
 
 import typer
 
+from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.bench import bench_app
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
 from pasta_ray.cli.serve import serve
-from pasta_ray.cli.train import annotate, train_app
+from pasta_ray.cli.train import train_app
 from pasta_ray.errors import ModelError, PastaError
 
 app = typer.Typer(

@@ -117,6 +117,9 @@ def calibrate_judge(
         Path | None, typer.Option(help="JSONL file that keeps features; a run that was cut off goes on from it.")
     ] = None,
     model: Annotated[str, typer.Option(help="Whose likelihoods are taken.")] = "smollm2-135m-instruct",
+    likelihood: Annotated[
+        bool, typer.Option(help="Weigh likelihoods too, which cost two forward passes of the model an answer.")
+    ] = True,
     device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
@@ -126,7 +129,7 @@ def calibrate_judge(
     from rich.progress import track
 
     from pasta_ray.train.judges import calibration, local
-    from pasta_ray.train.judges.features import extract_all, load_extractor
+    from pasta_ray.train.judges.features import LIKELIHOODS, extract_all, load_extractor
 
     _set_threads(threads)
     pairs = calibration.read_pairs(file)
@@ -135,7 +138,8 @@ def calibrate_judge(
         for pair in pairs
         for answer in (pair.comparison.first, pair.comparison.second)
     ]
-    extractor = load_extractor(model, calibration.SIGNS, device=device)
+    wanted = [name for name in calibration.SIGNS if likelihood or name not in LIKELIHOODS]
+    extractor = load_extractor(model, wanted, device=device)
     found = extract_all(
         extractor, asked, features, lambda steps: track(steps, "features", console=Console(stderr=True))
     )

@@ -70,7 +70,9 @@ class Ingress:
     """One HTTP worker: parses, tokenizes, streams. It holds no weights."""
 
     def __init__(self, config: ServeConfig, models: Models, make_tokenizer: Callable[[], TokenizerLike]) -> None:
-        logging.getLogger("pasta_ray").setLevel(logging.INFO)
+        logger = logging.getLogger("pasta_ray")
+        logger.setLevel(logging.INFO)
+        logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
         self._service = Service(config, models, ServedCluster(), make_tokenizer())
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from pasta_ray.errors import InputError
+from pasta_ray.lang import PositionStrategy
 from pasta_ray.train.jsonl import explain
 
 Config = TypeVar("Config", bound=BaseModel)
@@ -27,7 +28,13 @@ class RunConfig(BaseModel):
     mode: Literal["lora", "full"] = Field("lora", description="train LoRA matrices, or all weights")
     init_adapter: Path | None = Field(None, description="adapter to start from; its rank and alpha must be those here")
     runs: Path = Field(Path("runs"), description="folder of checkpoints, logs and the finished adapter")
-    tags: bool = Field(True, description="false: train on the same answers with the annotation removed (a baseline)")
+    language: Literal["pasta", "apar", "plain"] = Field(
+        "pasta", description="what the model learns to write: PASTA-LANG, APAR's threads, or the answers alone"
+    )
+    positions: str = Field(
+        "pred-10x",
+        description="of new PASTA tags, where the main branch goes on: pred-10x, pred-1x, fixed or fixed-GAP",
+    )
     epochs: int = Field(1, ge=1)
     seed: int = 0
 
@@ -56,6 +63,10 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         """Fields that do not go with each other."""
+        try:
+            PositionStrategy.named(self.positions)
+        except InputError as error:
+            raise ValueError(f"positions: {error}") from error
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError("zero_stage: 0 keeps no float32 weights beside bf16; allowed with it: 1, 2, 3")
         if self.offload and self.zero_stage == 0:

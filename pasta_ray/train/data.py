@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import (
+    ControlMap,
     Layout,
     PastaSyntaxError,
     TagMap,
@@ -20,10 +21,14 @@ from pasta_ray.lang import (
     encode_document,
     layout,
     parse,
+    thread_layout,
 )
+from pasta_ray.train.apar import to_thread
 from pasta_ray.train.jsonl import explain, read_json_lines
 
 KINDS = ("text", "tag", "topic", "length")
+
+Tags = TagMap | ControlMap
 
 
 class Record(BaseModel):
@@ -118,42 +123,48 @@ class Encoder:
     """Records to examples: a model's tokenizer, and its tags; None for a model that writes none."""
 
     tokenizer: ChatTokenizer
-    tags: TagMap | None
+    tags: Tags | None
 
     def encode(self, record: Record) -> Example:
         return build_example(record, self.tokenizer, self.tags)
 
 
 def build_example(
-    record: Record, tokenizer: ChatTokenizer, tags: TagMap | None, *, exact: bool = True, finished: bool = True
+    record: Record, tokenizer: ChatTokenizer, tags: Tags | None, *, exact: bool = True, finished: bool = True
 ) -> Example:
-    """A record in tokens. Without ``tags`` the annotation is left out.
+    """A record in tokens: PASTA-LANG or APAR's threads, by whose ``tags`` these are. Without, it is the answer alone.
 
     ``exact``: each predicted length is what its body really takes, whatever the document says. ``finished``: the end
     token comes last, and is to be predicted; an answer that was cut off has none.
     """
     try:
-        document = parse(record.document, tags.positions) if tags else parse(record.document)
+        document = parse(record.document, *([tags.positions] if isinstance(tags, TagMap) else []))
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
+    prompt_ids = tokenizer.encode_chat(record.messages)
+    if isinstance(tags, ControlMap):
+        assert finished, "a thread has its end token"
+        threads = thread_layout(to_thread(document, tokenizer, tokenizer.stop_ids[0]), tags, prompt_ids)
+        return Example(record.id, threads, _kinds(threads.ids, tags))
     if tags is None:
         tokens = TokenDocument((TokenText(tuple(tokenizer.encode(document.text()))),))
     else:
         tokens = encode_document(document, tokenizer, tags, exact=exact)
     if finished:
         tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
-    laid_out = layout(tokens, tokenizer.encode_chat(record.messages))
+    laid_out = layout(tokens, prompt_ids)
     return Example(record.id, laid_out, _kinds(laid_out.ids, tags))
 
 
-def _kinds(ids: Sequence[int], tags: TagMap | None) -> tuple[int, ...]:
+def _kinds(ids: Sequence[int], tags: Tags | None) -> tuple[int, ...]:
     kinds, inside = [], "text"
+    opens = {tags.promise: "topic", tags.tokens: "length"} if isinstance(tags, TagMap) else {}
     for token in ids:
         if tags is None or token not in tags.ids:
             kinds.append(KINDS.index(inside))
             continue
         kinds.append(KINDS.index("tag"))
-        inside = {tags.promise: "topic", tags.tokens: "length"}.get(token, "text")
+        inside = opens.get(token, "text")
     return tuple(kinds)
 
 

@@ -17,10 +17,10 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.lang import TagMap
+from pasta_ray.lang import ControlMap, PositionStrategy, TagMap
 from pasta_ray.train.config import RunConfig
 from pasta_ray.train.curves import draw_curves
-from pasta_ray.train.data import Encoder
+from pasta_ray.train.data import Encoder, Tags
 from pasta_ray.train.policy import Policy, load_policy
 from pasta_ray.train.run_folder import RunFolder
 from pasta_ray.train.saving import save_adapter, save_model
@@ -79,16 +79,25 @@ def with_adapter(config: C) -> C:
 
 
 def load_encoder(config: RunConfig) -> Encoder:
-    """Tokenizer and tags of the run's model."""
+    """Tokenizer and tags of the run's model: those of the adapter or checkpoint that it starts from, else new ones."""
     folder = resolve_model(EngineConfig(model=config.model))
-    if not config.tags:
+    if config.language == "plain":
         return Encoder(Tokenizer.load(folder, None), None)
     tags = (load_tags(config.init_adapter) if config.init_adapter else None) or load_tags(folder)
     if tags is None:
-        tags = TagMap.after(max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size))
-    if not isinstance(tags, TagMap):
-        raise InputError(f"model: {config.model} writes {', '.join(tags.names)}, not PASTA's tags")
+        tags = _new_tags(config, folder)
+    kind = TagMap if config.language == "pasta" else ControlMap
+    if not isinstance(tags, kind):
+        raise InputError(f"language: is {config.language}, but the model writes {', '.join(tags.names)}")
     return Encoder(Tokenizer.load(folder, tags), tags)
+
+
+def _new_tags(config: RunConfig, folder: Path) -> Tags:
+    """Behind the vocabulary."""
+    size = max(AutoConfig.from_pretrained(folder).vocab_size, Tokenizer.load(folder, None).vocab_size)
+    if config.language == "apar":
+        return ControlMap.after(size)
+    return TagMap.after(size, PositionStrategy.named(config.positions))
 
 
 def _scaling(config: RunConfig) -> dict[str, Any]:

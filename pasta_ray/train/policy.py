@@ -16,7 +16,6 @@ from pasta_ray.engine.architecture import FULL, SLIDING, Architecture
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.weights import ROWS_FILE, load_tags, resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.lang import TAG_NAMES
 from pasta_ray.train.config import RunConfig
 from pasta_ray.train.data import Batch, Encoder
 
@@ -29,6 +28,8 @@ TAG_MEANINGS: Mapping[str, str] = {
     "<|async|>": " write details now start paragraph",
     "<|/async|>": " end finished stop close paragraph",
     "<|sync|>": " wait together all complete conclusion",
+    "<|fork|>": " details follow separately explain more",
+    "<|child|>": " begin details now explain this",
 }
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ROWS, HEAD_ROWS = "tag_rows", "tag_head_rows"  # as the engine names them (``engine.weights.place_tag_rows``)
@@ -158,7 +159,7 @@ def load_policy(config: RunConfig, encoder: Encoder) -> Policy:
 
 
 def starting_rows(base: Any, folder: Path, encoder: Encoder) -> dict[str, Tensor]:
-    """The tags' rows [6, hidden] of a checkpoint that has them; else each is the mean of the rows of words for it."""
+    """The tags' rows [num_tags, hidden] of a checkpoint that has them; else each is the mean of some words' rows."""
     if not encoder.tags:
         return {}
     saved = load_file(folder / ROWS_FILE) if (folder / ROWS_FILE).is_file() else {}
@@ -173,7 +174,8 @@ def starting_rows(base: Any, folder: Path, encoder: Encoder) -> dict[str, Tensor
         elif max(encoder.tags.ids) < len(weight):
             rows[name] = weight[list(encoder.tags.ids)].clone()
         else:
-            meanings = [weight[encoder.tokenizer.encode(TAG_MEANINGS[tag])].float().mean(0) for tag in TAG_NAMES]
+            words = [encoder.tokenizer.encode(TAG_MEANINGS[tag]) for tag in encoder.tags.names]
+            meanings = [weight[ids].float().mean(0) for ids in words]
             rows[name] = torch.stack(meanings).to(weight.dtype)
     return rows
 

@@ -133,7 +133,7 @@ def test_errors_are_one_line(
     ("files", "method"), [({}, "sequential"), ({"pasta": TagMap}, "pasta"), ({"apar": ControlMap}, "apar")]
 )
 def test_the_default_method_is_what_the_models_tags_are_for(
-    files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards adapters without tags, such as baseline-sft: what they have learnt is to be decoded sequentially."""
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -141,7 +141,7 @@ def test_the_default_method_is_what_the_models_tags_are_for(
         kind.after(90).save(tmp_path)
     asked: list[str] = []
     monkeypatch.setattr(answering, "answer_one", lambda _, options, *__: asked.append(options.method))
-    main(["generate", "x", "--adapter", str(tmp_path), "--model", str(tmp_path)])
+    assert run("x", "--adapter", str(tmp_path), "--model", str(tmp_path)) == 0
     assert asked == [method]
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_no_answers_file_stays_as_it_is(tmp_path: Path) -> None:
     """Guards somebody's notes, named by mistake as --out, and the whole lines of a run that a crash has cut off."""
     notes = tmp_path / "notes.txt"
     notes.write_text("my precious notes without newline", encoding="utf-8")
-    with pytest.raises(InputError, match="not an answer of an earlier run"):
+    with pytest.raises(InputError, match="not written by an earlier run"):
         read_done(notes)
     assert notes.read_text(encoding="utf-8") == "my precious notes without newline"
     answers = tmp_path / "answers.jsonl"

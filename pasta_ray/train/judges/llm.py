@@ -2,7 +2,7 @@
 
 As in AlpacaEval (Dubois et al. 2024, arXiv 2404.04475) the verdict is weighted by confidence: it is the probability of
 the first choice's token against the second's, where the endpoint gives log-probabilities, else 0 or 1. Every pair is
-shown in both orders and the two verdicts are averaged, so that liking the first place, or the letter A, changes nothing.
+shown in both orders and the two verdicts are averaged, so that liking the first place or a letter changes nothing.
 """
 
 import asyncio

@@ -18,7 +18,7 @@ from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain
 from pasta_ray.train.judges.base import Answer, Comparison, Question
 from pasta_ray.train.judges.calibration import HumanPair, agreement, digest, fit
-from pasta_ray.train.judges.features import EMBEDDING, Extractor, load_extractor
+from pasta_ray.train.judges.features import ANSWER_TOKENS, EMBEDDING, PROMPT_TOKENS, Extractor, load_extractor
 
 Features = Mapping[str, float]
 NAME = "local"
@@ -36,8 +36,8 @@ class LocalWeights(BaseModel):
     format: Literal[1] = 1
     model: str = Field(description="whose likelihoods are taken")
     embedding: str = EMBEDDING
-    prompt_tokens: int = Field(256, ge=2)
-    answer_tokens: int = Field(64, ge=1)
+    prompt_tokens: int = Field(default=PROMPT_TOKENS, ge=2)
+    answer_tokens: int = Field(default=ANSWER_TOKENS, ge=1)
     weights: dict[str, float] = Field(min_length=1)
     spreads: dict[str, float] = Field(default_factory=dict, description="of the differences in the pairs fitted on")
     l2: float = 0.0

@@ -30,13 +30,12 @@ _COMMON = frozenset(
 
 
 def text_features(question: Question, answer: Answer) -> dict[str, float]:
-    """Named numbers; equal texts give equal numbers."""
+    """Named numbers; equal texts give equal numbers. ``log_length`` does not grow with what an answer repeats."""
     answer_words, question_words = words(answer.text), words(question.text)
     return {
-        "log_length": math.log1p(min(len(answer_words), LONGEST_WORDS)),
+        "log_length": math.log1p(min(num_new(answer_words), LONGEST_WORDS)),
         "empty": float(not answer_words),
         "repeated_runs": repetition(answer.text),
-        "repeated_trigrams": repeated_share(runs(answer_words)),
         "repeated_sentences": repeated_share(sentences(answer.text)),
         "alike_lines": alike_lines(answer.text),
         "cut": float(is_cut(answer)),
@@ -59,6 +58,12 @@ def longer(first: str, second: str) -> float:
 def runs(items: Sequence[str]) -> list[tuple[str, ...]]:
     """All runs of RUN_WORDS words."""
     return [tuple(items[i : i + RUN_WORDS]) for i in range(len(items) - RUN_WORDS + 1)]
+
+
+def num_new(items: Sequence[str]) -> int:
+    """Words, those left out that end a run that was there before."""
+    own = runs(items)
+    return len(items) - (len(own) - len(set(own)))
 
 
 def repeated_share(items: Sequence[object]) -> float:
