@@ -9,6 +9,7 @@ import typer
 from pasta_ray.cli.pipeline import pipeline
 from pasta_ray.cli.scoring import calibrate_judge, judge, score
 
+MAX_NAMED = 5
 train_app = typer.Typer(help="Teach a model to keep its promises.", no_args_is_help=True)
 train_app.command()(pipeline)
 train_app.command()(score)
@@ -31,12 +32,25 @@ def sft(
     settings = load_config(SftConfig, config, set_ or [])
     import ray
 
+    from pasta_ray.cli.following import follow
+    from pasta_ray.train.run_folder import RunFolder
     from pasta_ray.train.sft import run_sft
 
     if not ray.is_initialized():
         ray.init(num_cpus=num_cpus, include_dashboard=True)
-    adapter = run_sft(settings)
-    typer.echo(json.dumps({"adapter": str(adapter)}) if as_json else f"adapter: {adapter}")
+    folder = RunFolder(settings)
+    with follow(folder):
+        result = run_sft(settings)
+    summary = {folder.result.name: str(result), **folder.read_plan()}
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"{folder.result.name}: {result}")
+    too_long = summary["too_long"]
+    if too_long:
+        names = [f"{id_} ({num})" for id_, num in list(too_long.items())[:MAX_NAMED]]
+        more = f" and {len(too_long) - MAX_NAMED} more" if len(too_long) > MAX_NAMED else ""
+        typer.echo(f"{len(too_long)} documents were left out, longer than a row: {', '.join(names)}{more} tokens")
 
 
 @train_app.command()
@@ -54,9 +68,23 @@ def prefer(
     settings = load_config(PreferConfig, config, set_ or [])
     import ray
 
+    from pasta_ray.cli.following import follow
     from pasta_ray.train.prefer import run_prefer
+    from pasta_ray.train.run_folder import RunFolder
 
     if not ray.is_initialized():
         ray.init(num_cpus=num_cpus, include_dashboard=True)
-    adapter = run_prefer(settings)
-    typer.echo(json.dumps({"adapter": str(adapter)}) if as_json else f"adapter: {adapter}")
+    folder = RunFolder(settings)
+    with follow(folder):
+        result = run_prefer(settings)
+    summary = {folder.result.name: str(result), **folder.read_plan()}
+    if as_json:
+        typer.echo(json.dumps(summary))
+        return
+    typer.echo(f"{folder.result.name}: {result}")
+    typer.echo(f"{summary['num_pairs']} pairs from {summary['num_prompts']} prompts")
+    for which in ("chosen", "rejected"):
+        means = ", ".join(f"{name} {value:.2f}" for name, value in summary[which].items() if value is not None)
+        typer.echo(f"{which}: mean {means}")
+    for reason, number in summary["left_out"].items():
+        typer.echo(f"{number} prompts left out: {reason}")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 # Okabe and Ito's colours, which people with any kind of colour vision tell apart (https://jfly.uni-koeln.de/color).
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#D55E00", "#CC79A7", "#0072B2", "#F0E442")
-LOSSES, BESIDE = ("loss", "val_loss"), ("step", "num_steps")
+LOSSES, BESIDE = ("loss", "val_loss"), ("step", "num_steps", "num_workers")
 WIDTH = 3  # panels side by side
 SMOOTHED = 40  # a curve of many steps is drawn as means of that many stretches, over its own pale points
 

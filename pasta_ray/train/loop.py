@@ -148,11 +148,12 @@ def _train(engine: Any, stage: Stage[M], plan: Plan[M], encoder: Encoder, folder
         except TrainingError as error:
             raise TrainingError(f"step {step}: {error}") from error
         metrics |= {"step": step, "num_steps": num_steps, "lr": factor * config.learning_rate}
+        metrics["num_workers"] = dist.get_world_size()
         metrics["tokens_per_s"] = sum(m.num_tokens for m in micro_batches) / (time.perf_counter() - began)
         is_checkpoint = step % config.checkpoint_every == 0 or step == num_steps
         if is_checkpoint and plan.validation:
             values = evaluate(engine, stage, plan.validation, encoder)
-            metrics |= {f"val_{name}": value for name, value in values.items()}
+            metrics |= {f"val_{name}": value for name, value in values.items() if name != "fill"}
         if is_first:
             folder.log(metrics)
         if is_checkpoint:

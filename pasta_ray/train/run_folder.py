@@ -45,6 +45,10 @@ class RunFolder:
     def keep_plan(self, report: Mapping[str, object]) -> None:
         _write(self.path / PLAN_FILE, report)
 
+    def read_plan(self) -> dict[str, Any]:
+        plan: dict[str, Any] = json.loads((self.path / PLAN_FILE).read_text(encoding="utf-8"))
+        return plan
+
     def log(self, metrics: Mapping[str, float]) -> None:
         with self.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")

@@ -7,7 +7,7 @@ import pytest
 from pasta_ray.cli import answering, main
 from pasta_ray.cli.prompts import Prompt, read_done
 from pasta_ray.engine.config import DraftConfig
-from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.messages import Request, Sampling
 from pasta_ray.errors import InputError
 from pasta_ray.lang import ControlMap, TagMap, TokenMap
 from tests.fakes import FakeDecoder, FakeTokenizer
@@ -111,6 +111,7 @@ def test_a_bad_line_is_named(
         (("x", "--method", "apar"), 2, "method is 'apar'; allowed with this model: sequential, pasta, speculative, "),
         (("x", "--adapter", "nope"), 2, "nope/adapter_config.json: no such file; adapters shipped: "),
         (("x", "--router"), 2, "router goes with method 'sot', not with 'pasta'"),
+        (("x", "--method", "pasta+speculative", "--unconstrained"), 2, "goes with method 'pasta', not with"),
         (("x", "--temperature", "9"), 2, "temperature is 9.0; allowed: 0 to 2"),
         (("x", "--device", "toaster"), 2, "device is 'toaster'"),
         (("x", "--max-draft", "0"), 2, "max_draft is 0; allowed: 1 to 32"),
@@ -150,6 +151,14 @@ def test_the_prompt_reaches_the_engine_as_a_message_too() -> None:
     options = answering.Options("sot", 9, 2, Sampling(), DraftConfig(), router=True)
     request = options.request(Prompt("p", "hello"), FakeTokenizer())
     assert (request.messages, request.router, request.method) == ((("user", "hello"),), True, "sot")
+
+
+def test_the_constraint_is_off_only_where_it_is_asked_for() -> None:
+    """Guards a measurement that would measure the constraint, and answers that would not have it."""
+    for constrained in (True, False):
+        options = answering.Options("pasta", 9, 2, Sampling(), DraftConfig(), constrained=constrained)
+        assert options.request(Prompt("p", "hello"), FakeTokenizer()).constrained == constrained
+    assert Request("r", (1,)).constrained
 
 
 def test_an_error_in_a_file_of_prompts_names_the_prompt_and_keeps_the_answers(

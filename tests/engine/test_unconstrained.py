@@ -201,7 +201,7 @@ def test_an_answer_that_breaks_nothing_is_the_constrained_one(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards greedy decoding: without a violation the switch changes no token."""
-    teach(monkeypatch, 2.5, noise=True)
+    teach(monkeypatch, 1.5, noise=True)
     num_equal = num_broken = num_bodies = 0
     for number in range(24):
         wanted = replace(request(number, max_tokens=20), sampling=Sampling(seed=number))

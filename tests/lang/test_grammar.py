@@ -146,7 +146,7 @@ def write_freely(rng: random.Random) -> tuple[list[int], bool]:
 
     def choose(row: int) -> int:
         """Mostly what fits, else anything that is not masked; the end of an answer is no token of its linear form."""
-        fitting = allowed(row - free_row(0)) if rng.random() < 0.9 else unlimited(row)
+        fitting = allowed(row - free_row(0)) if rng.random() < 0.97 else unlimited(row)
         tags = [token for token in fitting if token in TAGS.ids]
         choices = tags if tags and rng.random() < 0.5 else fitting
         return rng.choice([token for token in choices if token != VOCABULARY.index("<end>")])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import BaseModel
 
 from pasta_ray.engine import Engine, EngineConfig, replay
 from pasta_ray.engine.tokenizer import Tokenizer
@@ -55,6 +56,58 @@ def test_labels_are_the_answer_and_nothing_else(tokenizer: Tokenizer) -> None:
     assert kinds.count("topic") == len(tokenizer.encode("One two") + tokenizer.encode("b"))
     count_label = batch.labels.tolist()[kinds.index("length")]
     assert tokenizer.decode([count_label]) == str(-(-(len(tokenizer.encode(" the first")) + 2) // 10)), "exact, not 30"
+
+
+def test_what_is_predicted_and_what_is_seen_is_as_the_design_says(tokenizer: Tokenizer) -> None:
+    """Guards mask, positions, labels and label sources of a batch against sets written by hand (DESIGN.md, section 4):
+    two promises, a sync, text behind it, and a second group of one promise that nothing joins."""
+    document = (
+        'a<promise topic="b" tokens="10"/><async>c</async><promise topic="d" tokens="10"/><async>e</async><sync/>f'
+        '<promise topic="g" tokens="10"/><async>h</async>i'
+    )
+    example = build_example(record(document), tokenizer, TAGS)
+    batch = collate([example])
+    prompt = len(tokenizer.encode_chat([{"role": "user", "content": "Say"}]))
+    names = [
+        tokenizer.decode([id_]) or dict(zip(TAGS.ids, "PTQAZS", strict=True)).get(id_, "$")
+        for id_ in example.layout.ids[prompt:]
+    ]
+    assert "".join(names) == "aPbT1QAcZPdT1QAeZSfPgT1QAhZi$"
+    #                         01234567890123456789012345678
+    # Upper case: P promise, T tokens, Q promise end, A async, Z async end, S sync; $ is the end of the answer.
+    first, second, third = set(range(6, 9)), set(range(14, 17)), set(range(24, 27))
+    bodies = first | second | third
+
+    def main_before(index: int) -> set[int]:
+        return {i for i in range(index) if i not in bodies}
+
+    visible: dict[int, set[int]] = {}
+    for index in range(29):
+        if index in first | second:  # its promise, all before it, and its own body so far; never the other body
+            start = 6 if index in first else 14
+            visible[index] = main_before(start) | set(range(start, index + 1))
+        elif index in third:  # the bodies that the sync joined, too
+            visible[index] = main_before(24) | first | second | set(range(24, index + 1))
+        elif index < 17:  # main tokens before the sync see no body
+            visible[index] = main_before(index + 1)
+        else:  # the sync and what follows see the first two bodies; nothing joins the third
+            visible[index] = main_before(index + 1) | first | second
+    for index, seen in visible.items():
+        row = batch.mask[0, 0, prompt + index].nonzero().flatten().tolist()
+        assert row == [*range(prompt), *(prompt + i for i in sorted(seen))], index
+    predicted = [index for index in range(29) if index not in (6, 14, 24)]  # an async is forced
+    assert batch.labels.tolist() == [example.layout.ids[prompt + index] for index in predicted]
+    skips = {9: 5, 17: 13, 27: 23}  # behind a body: predicted from the main token before it
+    wanted = [skips.get(index, index - 1) for index in predicted]
+    assert [source - prompt for source in batch.sources.tolist()] == wanted
+    positions = [position - prompt for position in batch.positions[0, prompt:].tolist()]
+    assert positions[:6] == [0, 1, 2, 3, 4, 5]  # a and the first promise, which ends at 5
+    assert positions[6:9] == [6, 7, 8]  # its body
+    assert positions[9:14] == [16, 17, 18, 19, 20]  # 5 + 1 + N on: the second promise
+    assert positions[14:17] == [21, 22, 23]
+    assert positions[17:24] == [31, 32, 33, 34, 35, 36, 37]  # sync, f, the third promise
+    assert positions[24:27] == [38, 39, 40]
+    assert positions[27:] == [48, 49]
 
 
 def test_without_tags_the_same_text_is_plain(tokenizer: Tokenizer) -> None:
@@ -138,3 +191,44 @@ def test_bad_input_is_named(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match="FIELD=VALUE"):
         load_config(SftConfig, None, ["name"])
     assert load_config(SftConfig, None, ["name=x", "documents=[a]", "epochs=3"]).epochs == 3
+
+
+class Outer(BaseModel):
+    """A configuration with fields in a field."""
+
+    inner: dict[str, int]
+    plain: int = 0
+
+
+def test_settings_reach_nested_fields(tmp_path: Path) -> None:
+    """Guards `--set a.b=c` over a file, and errors that name the field."""
+    path = tmp_path / "run.yaml"
+    path.write_text("inner: {a: 1, b: 2}\n", encoding="utf-8")
+    assert load_config(Outer, path, ["inner.b=3", "inner.c=4"]).inner == {"a": 1, "b": 3, "c": 4}
+    with pytest.raises(InputError, match=r"inner\.b"):
+        load_config(Outer, path, ["inner.b=x"])
+    with pytest.raises(InputError, match="plain holds no fields"):
+        load_config(Outer, path, ["plain=1", "plain.b=2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        (["zero_stage=0", "precision=bf16"], "zero_stage"),
+        (["offload=[optimizer]", "zero_stage=0"], "offload"),
+        (["offload=[parameters]", "zero_stage=2"], "offload: parameters"),
+        (["offload=[disk]"], "offload"),
+        (["mode=full", "init_adapter=x"], "init_adapter"),
+        (["num_workers=[3, 2]"], "num_workers"),
+        (["num_workers=0"], "num_workers"),
+    ],
+)
+def test_fields_that_do_not_go_together(settings: list[str], complaint: str) -> None:
+    """Guards against a run that starts its workers and then finds out."""
+    with pytest.raises(InputError, match=complaint):
+        load_config(SftConfig, None, ["name=x", "documents=[a]", *settings])
+
+
+def test_a_range_of_workers() -> None:
+    """Guards YAML's lists as ranges."""
+    assert load_config(SftConfig, None, ["name=x", "documents=[a]", "num_workers=[1, 4]"]).num_workers == (1, 4)

@@ -1,6 +1,6 @@
 """The interpreter: fork at every promise, go on beside its body, join at a sync (lang/layout.py; arXiv 2502.11517)."""
 
-from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.branch import Branch, Constraint
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
 from pasta_ray.engine.methods.base import Run, Track
@@ -9,7 +9,6 @@ from pasta_ray.lang import Document, Sync, TagMap, Text, TokenMap
 from pasta_ray.lang.document import CriticalPath, Node
 from pasta_ray.lang.grammar import (
     BodyGrammar,
-    Grammar,
     MainGrammar,
     PlainGrammar,
     Unconstrained,
@@ -64,7 +63,7 @@ class PastaRun(Run):
         constraint = self._constraint(self._grammar)
         return self.engine.open(self.request.prompt_ids, sampling=self.request.sampling, constraint=constraint)
 
-    def _constraint(self, grammar: Grammar) -> Grammar:
+    def _constraint(self, grammar: Constraint) -> Constraint:
         masks = self.engine.masks
         assert masks is not None
         return grammar if self.request.constrained else Unconstrained(grammar, lambda row, id_: bool(masks[row, id_]))
