@@ -1,13 +1,14 @@
 """`pasta-ray train`: from documents to an adapter, and from samples to a better one."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from pasta_ray.cli.pipeline import pipeline
+from pasta_ray.cli.sampling import sample
 from pasta_ray.cli.scoring import calibrate_judge, judge, score
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ NumCpusOption = Annotated[int | None, typer.Option(help="CPUs of a Ray that is s
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 train_app = typer.Typer(help="Teach a model to keep its promises.", no_args_is_help=True)
-for command in (pipeline, score, judge, calibrate_judge):
-    train_app.command()(command)
 
 
 @train_app.command()
@@ -35,7 +34,7 @@ def sft(
     settings = load_config(SftConfig, config, set_ or [])
     from pasta_ray.train.sft import run_sft
 
-    _train(run_sft, settings, num_cpus, as_json)
+    _train(run_sft, settings, num_cpus, as_json, _describe_documents)
 
 
 @train_app.command()
@@ -48,13 +47,23 @@ def prefer(
     settings = load_config(PreferConfig, config, set_ or [])
     from pasta_ray.train.prefer import run_prefer
 
-    _train(run_prefer, settings, num_cpus, as_json)
+    _train(run_prefer, settings, num_cpus, as_json, _describe_pairs)
 
+
+for command in (sample, score, judge, calibrate_judge, pipeline):
+    train_app.command()(command)
 
 Config = TypeVar("Config", bound="RunConfig")
+Plan = dict[str, Any]  # a run's plan.json
 
 
-def _train(run: Callable[[Config], Path], settings: Config, num_cpus: int | None, as_json: bool) -> None:
+def _train(
+    run: Callable[[Config], Path],
+    settings: Config,
+    num_cpus: int | None,
+    as_json: bool,
+    describe: Callable[[Plan], Iterator[str]],
+) -> None:
     import ray
 
     from pasta_ray.cli.following import follow
@@ -65,13 +74,27 @@ def _train(run: Callable[[Config], Path], settings: Config, num_cpus: int | None
     folder = RunFolder(settings)
     with follow(folder):
         result = run(settings)
-    summary: dict[str, Any] = {folder.result.name: str(result), **folder.read_plan()}
+    plan = folder.read_plan()
     if as_json:
-        typer.echo(json.dumps(summary))
+        typer.echo(json.dumps({folder.result.name: str(result), **plan}))
         return
     typer.echo(f"{folder.result.name}: {result}")
-    too_long = summary.get("too_long")
+    for line in describe(plan):
+        typer.echo(line)
+
+
+def _describe_documents(plan: Plan) -> Iterator[str]:
+    too_long = plan["too_long"]
     if too_long:
         names = [f"{id_} ({num})" for id_, num in list(too_long.items())[:MAX_NAMED]]
         more = f" and {len(too_long) - MAX_NAMED} more" if len(too_long) > MAX_NAMED else ""
-        typer.echo(f"{len(too_long)} were left out, longer than a row: {', '.join(names)}{more} tokens")
+        yield f"{len(too_long)} documents were left out, longer than a row: {', '.join(names)}{more} tokens"
+
+
+def _describe_pairs(plan: Plan) -> Iterator[str]:
+    yield f"{plan['num_pairs']} pairs from {plan['num_prompts']} prompts"
+    for which in ("chosen", "rejected"):
+        means = ", ".join(f"{name} {value:.2f}" for name, value in plan[which].items() if value is not None)
+        yield f"{which}: mean {means}"
+    for reason, number in plan["left_out"].items():
+        yield f"{number} prompts left out: {reason}"

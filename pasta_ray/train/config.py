@@ -103,6 +103,7 @@ class PreferConfig(RunConfig):
         description="the adapter that wrote the samples, and that training starts from: a folder, or a shipped one's"
         " name, whose rank and alpha are taken unless they are given; none in mode full, which starts from `model`",
     )
+    language: Literal["pasta", "plain"] = Field("pasta", description="plain: of the same answers without annotation")
     scored: list[Path] = Field(min_length=1, description="JSONL files of scored samples, as `pasta-ray score` writes")
     quality_weight: float = Field(
         4.0, alias="lambda", ge=0, description="λ of score = speedup + λ·quality: any number, or inf for quality alone"

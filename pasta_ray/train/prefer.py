@@ -16,6 +16,7 @@ from torch import Tensor
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
+from pasta_ray.lang import ControlMap
 from pasta_ray.train.config import PreferConfig
 from pasta_ray.train.data import Encoder, Example
 from pasta_ray.train.loop import run_stage, with_adapter
@@ -55,8 +56,10 @@ class PairRow:
 
     def encode(self, encoder: Encoder) -> list[Example]:
         """Chosen, rejected, chosen, rejected, …"""
+        tags = encoder.tags
+        assert not isinstance(tags, ControlMap), "stage 2 knows no threads"
         return [
-            build_response(sample, encoder.tokenizer, encoder.tags)
+            build_response(sample, encoder.tokenizer, tags)
             for pair in self.pairs
             for sample in (pair.chosen, pair.rejected)
         ]

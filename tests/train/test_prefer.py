@@ -117,7 +117,12 @@ def test_settings_are_checked(config: PreferConfig) -> None:
     given = ["name=x", f"init_adapter={config.init_adapter}", "scored=[a.jsonl]"]
     assert load_config(PreferConfig, None, [*given, "lambda=inf"]).quality_weight == float("inf")
     assert load_config(PreferConfig, None, [*given, "lambda=.inf"]).quality_weight == float("inf")
-    for setting, field in (("lambda=-1", "lambda"), ("alpha=2", "alpha"), ("num_samples=1", "num_samples")):
+    for setting, field in (
+        ("lambda=-1", "lambda"),
+        ("alpha=2", "alpha"),
+        ("num_samples=1", "num_samples"),
+        ("language=apar", "language"),
+    ):
         with pytest.raises(InputError, match=field):
             load_config(PreferConfig, None, [*given, setting])
     with pytest.raises(InputError, match="init_adapter: missing"):
