@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from pasta_ray.cli.sampling import sample
 from pasta_ray.cli.scoring import calibrate_judge, judge, score
 from pasta_ray.errors import InputError
 
 train_app = typer.Typer(help="Teach a model to keep its promises.", no_args_is_help=True)
+train_app.command()(sample)
 train_app.command()(score)
 train_app.command()(judge)
 train_app.command()(calibrate_judge)
