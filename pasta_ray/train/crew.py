@@ -1,0 +1,50 @@
+"""Samplers in Ray actors: one engine each, on one node or many."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from pasta_ray.engine.messages import Request
+from pasta_ray.errors import InputError, ReplicaError
+from pasta_ray.train.sample import Decodes, Outcome, Sampler
+
+MAX_LOST = 3
+
+
+class RayCrew:
+    """``size`` actors. A message to one carries new requests, its answer the outcomes of one or more requests. A worker
+    that dies is replaced, up to MAX_LOST times in all. Raises InputError where Ray has too few CPUs or GPUs."""
+
+    def __init__(self, load: Callable[[], Decodes], size: int, *, num_cpus: float, num_gpus: float = 0) -> None:
+        there = ray.cluster_resources()
+        for name, needed in (("CPU", size * num_cpus), ("GPU", size * num_gpus)):
+            if there.get(name, 0) < needed:
+                raise InputError(f"{size} workers need {needed:g} {name}s; this Ray has {there.get(name, 0):g}")
+        self.size = size
+        self._load = load
+        self._actor_class: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Sampler)
+        self._actors = [self._actor_class.remote(load) for _ in range(size)]
+        self._calls: dict[Any, int] = {}
+        self._num_lost = 0
+
+    def start(self, worker: int, requests: Sequence[Request]) -> None:
+        self._calls[self._actors[worker].work.remote(list(requests))] = worker
+
+    def wait(self) -> tuple[int, list[Outcome] | None]:
+        (ready,), _ = ray.wait(list(self._calls), num_returns=1)
+        worker = self._calls.pop(ready)
+        try:
+            outcomes: list[Outcome] = ray.get(ready)
+        except RayActorError as error:
+            self._num_lost += 1
+            if self._num_lost > MAX_LOST:
+                raise ReplicaError(f"{self._num_lost} sampling workers died, the last one so: {error}") from error
+            self._actors[worker] = self._actor_class.remote(self._load)
+            return worker, None
+        return worker, outcomes
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
