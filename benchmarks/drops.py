@@ -23,13 +23,13 @@ from pasta_ray.train.annotate import Selection, unfit
 from pasta_ray.train.annotators.independence import IndependenceConfig
 from pasta_ray.train.pairs import read_pairs
 
-DELTAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+DELTAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
 PERCENTILES = (10, 25, 50, 75, 90)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--answers", type=Path, nargs="+", required=True)
     parser.add_argument("--num", type=int, default=60, help="answers with at least one candidate")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--seed", type=int, default=0)
@@ -38,7 +38,7 @@ def main() -> None:
     folder = resolve_model(EngineConfig(model=args.model))
     tokenizer = Tokenizer.load(folder, None)
     annotator = IndependenceConfig().load(folder, tokenizer)
-    pairs = read_pairs([args.answers])
+    pairs = read_pairs(args.answers)
     random.Random(args.seed).shuffle(pairs)
     drops: dict[str, list[float]] = defaultdict(list)
     num_answers = 0
@@ -49,8 +49,8 @@ def main() -> None:
             continue
         candidates = annotator.candidates(pair)
         num_answers += bool(candidates)
-        measured = annotator.drops([(pair, candidate.document) for candidate in candidates])
-        for candidate, values in zip(candidates, measured, strict=True):
+        for candidate in candidates:
+            (values,) = annotator.drops([(pair, candidate.document)])
             remaining = iter(values)
             for group in candidate.groups:
                 drops[candidate.level] += [next(remaining) for _ in group][1:]

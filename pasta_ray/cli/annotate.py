@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pasta_ray.train.annotate import Counts
     from pasta_ray.train.annotation_run import AnnotationRun
     from pasta_ray.train.annotators.base import AnnotatorConfig
+    from pasta_ray.train.annotators.splits import Level as SplitLevel
     from pasta_ray.train.endpoint import EndpointConfig
 
 
@@ -76,7 +78,7 @@ def annotate(
     from pasta_ray.train.endpoint import EndpointConfig
     from pasta_ray.train.pool import Pool
 
-    levels = [item.value for item in level or ()]
+    levels: Sequence[SplitLevel] = [item.value for item in level or ()]
     asked: EndpointConfig | None = None
     config: AnnotatorConfig
     match annotator:

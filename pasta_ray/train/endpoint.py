@@ -17,6 +17,7 @@ from pasta_ray.errors import InputError, PastaError
 from pasta_ray.train.jsonl import explain
 
 MILLION = 1_000_000
+EXCERPT = 200  # characters of a reply that are shown in an error
 UNREACHABLE = "the endpoint cannot be reached"
 STATUS = "the endpoint answered with status"
 HOPELESS = (UNREACHABLE, *(f"{STATUS} {status}" for status in (401, 403, 404)))
@@ -158,7 +159,9 @@ class Endpoint:
         try:
             completion = _Reply.model_validate_json(body).completion()
         except ValidationError as error:
-            raise EndpointError("the endpoint's reply cannot be read", f"{explain(error)}: {body[:200]!r}") from error
+            raise EndpointError(
+                "the endpoint's reply cannot be read", f"{explain(error)}: {body[:EXCERPT]!r}"
+            ) from error
         self.usage += completion.usage
         return completion
 
@@ -174,7 +177,7 @@ class Endpoint:
             where = f"{self.config.base_url}: {error.__cause__ or error}"
             raise EndpointError(UNREACHABLE, where) from error
         except openai.APIStatusError as error:
-            raise EndpointError(f"{STATUS} {error.status_code}", error.message) from error
+            raise EndpointError(f"{STATUS} {error.status_code}", error.response.text[:EXCERPT]) from error
         body: str = reply.text
         return body
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pasta_ray.cli import main
-from pasta_ray.errors import InputError, PastaError
+from pasta_ray.errors import InputError
 from pasta_ray.lang import Document, Text, parse
 from pasta_ray.train.annotate import Counts
 from pasta_ray.train.annotation_run import AnnotationRun
@@ -17,7 +17,6 @@ from pasta_ray.train.annotators.base import Annotation
 from pasta_ray.train.annotators.syntax import SyntaxConfig
 from pasta_ray.train.endpoint import EndpointError
 from pasta_ray.train.pairs import Pair
-from pasta_ray.train.pool import Pool, run_batches
 from tests.engine.test_tokenizer import save_tokenizer
 
 ANSWER = (
@@ -120,22 +119,6 @@ def test_files_of_others_stay_as_they_are(answers: Path, model: str) -> None:
         assert out.read_text(encoding="utf-8") == content
     with pytest.raises(InputError, match="No such file"):
         AnnotationRun([answers], answers.parent / "no" / "out.jsonl", SyntaxConfig(), model).run()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_pool_does_what_this_process_does(answers: Path, model: str) -> None:
-    """Guards the one code path: results, their order, and errors are the same from Ray Data's workers."""
-    pool = Pool(2, cpus_per_worker=0)
-    assert list(run_batches(int, [], batch_size=3, pool=pool)) == []  # type: ignore[arg-type]
-    counts = run(answers, model, pool=pool)
-    out = answers.with_name("out.jsonl")
-    in_pool = lines(out)
-    out.unlink(), out.with_name("out.dropped.jsonl").unlink()
-    assert counts == run(answers, model)
-    assert in_pool == lines(out)
-    out.unlink(), out.with_name("out.dropped.jsonl").unlink()
-    with pytest.raises(PastaError, match="no tokenizer can be loaded"):
-        run(answers, str(answers.parent), pool=pool)
 
 
 def test_the_command(answers: Path, model: str, capsys: pytest.CaptureFixture[str]) -> None:

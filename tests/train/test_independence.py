@@ -2,7 +2,7 @@
 rest. On a small random model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,10 @@ from pasta_ray.lang import Document, Promise, Sync, Text
 from pasta_ray.train.annotators.independence import (
     IndependenceAnnotator,
     IndependenceConfig,
-    echo,
+    given_away,
     join_dependent,
     split_where_dependent,
 )
-from pasta_ray.train.data import Example
 from pasta_ray.train.likelihood import Likelihood
 from pasta_ray.train.pairs import Pair
 from tests.engine.conftest import save_model
@@ -113,87 +112,91 @@ def test_the_ends_of_delta(folder: Path, tokenizer: Tokenizer, delta: float, num
     assert len(annotation.document.promises) == num_promises
 
 
-class Told:
-    """Scores that a test decides: the k-th body of a document loses ``losses[text]`` nats a token in parallel."""
+class Told(IndependenceAnnotator):
+    """Drops that a test decides: a body that has a sibling before it loses ``losses[word]`` if it holds the word."""
 
-    max_tokens = 4096
+    def __init__(
+        self, likelihood: Likelihood, tokenizer: Tokenizer, losses: dict[str, float], **config: object
+    ) -> None:
+        super().__init__(IndependenceConfig(0.2, **config), likelihood, tokenizer)  # type: ignore[arg-type]
+        self.losses = losses
+        self.num_measured = 0
 
-    def __init__(self, tokenizer: Tokenizer, losses: dict[str, float]) -> None:
-        self.tokenizer, self.losses = tokenizer, losses
-        self.num_asked = 0
+    def drops(self, documents: Sequence[tuple[Pair, Document]]) -> list[list[float]]:
+        self.num_measured += len(documents)
+        return [self._drops(document) for _, document in documents]
 
-    def __call__(self, examples: Sequence[Example]) -> list[torch.Tensor]:
-        self.num_asked += len(examples) // 2
-        scores = []
-        for in_order, parallel in zip(examples[::2], examples[1::2], strict=True):
-            labels = [i for i, source in enumerate(parallel.layout.label_source) if source is not None]
-            missing = [self._loss(parallel, i) for i in labels]
-            scores += [torch.zeros(len(labels)), -torch.tensor(missing)]
-            assert in_order.layout.ids == parallel.layout.ids
-        return scores
-
-    def _loss(self, example: Example, label: int) -> float:
-        """Of the text that ends with this token, where it does not see all that stands before it."""
-        first = next(i for i in range(label, 0, -1) if example.layout.label_source[i - 1] is None)
-        seen = sum(end - start for start, end in example.layout.visible[label])
-        last = next((i for i in range(first, len(example)) if example.layout.label_source[i] is None), len(example))
-        text = self.tokenizer.decode(example.layout.ids[first:last])
-        loss = next((loss for word, loss in self.losses.items() if word in text), 0.0)
-        return loss if seen <= label else 0.0
+    def _drops(self, document: Document) -> list[float]:
+        drops, num_open = [], 0
+        for node in document.nodes:
+            if isinstance(node, Promise):
+                loss = sum(loss for word, loss in self.losses.items() if word in node.text())
+                drops.append(loss if num_open else 0.0)
+            num_open = 0 if isinstance(node, Sync) else num_open + isinstance(node, Promise)
+        return drops
 
 
-def annotate(tokenizer: Tokenizer, losses: dict[str, float], answer: str = ANSWER, **config: object) -> Document:
-    told = Told(tokenizer, losses)
-    annotator = IndependenceAnnotator(IndependenceConfig(0.2, **config), told, tokenizer)  # type: ignore[arg-type]
-    (annotation,) = annotator.annotate([Pair(id="p", instruction="?", output=answer)])
-    assert annotation.document is not None
-    assert annotation.document.text() == answer
-    return annotation.document
+Annotate = Callable[..., Document]
+
+
+@pytest.fixture
+def annotate(annotator: IndependenceAnnotator, tokenizer: Tokenizer) -> Annotate:
+    """The document of an answer where bodies lose what the test says."""
+
+    def annotate(losses: dict[str, float], answer: str = ANSWER, **config: object) -> Document:
+        told = Told(annotator.likelihood, tokenizer, losses, **config)
+        (annotation,) = told.annotate([Pair(id="p", instruction="?", output=answer)])
+        assert annotation.document is not None
+        assert annotation.document.text() == answer
+        return annotation.document
+
+    return annotate
 
 
 def nodes(document: Document) -> str:
     return "".join(type(node).__name__[0] for node in document.nodes)
 
 
-def test_a_body_that_depends_on_others_waits_for_them(tokenizer: Tokenizer) -> None:
+def test_a_body_that_depends_on_others_waits_for_them(annotate: Annotate) -> None:
     """Guards what is made of a list whose items are not all independent."""
-    assert nodes(annotate(tokenizer, {}, levels=["list"])) == "TPTPTPST"
-    assert nodes(annotate(tokenizer, {"put into": 0.5}, levels=["list"])) == "TPTPST", "a sync, then bread and cheese"
-    assert nodes(annotate(tokenizer, {"damp": 0.5}, levels=["list"])) == "TPTPST", "cheese alone is no gain"
-    assert nodes(annotate(tokenizer, {"put into": 0.5, "damp": 0.5}, levels=["list"])) == "T"
+    assert nodes(annotate({}, levels=["list"])) == "TPTPTPST"
+    assert nodes(annotate({"put into": 0.5}, levels=["list"])) == "TPTPST", "a sync, then bread and cheese"
+    assert nodes(annotate({"damp": 0.5}, levels=["list"])) == "TPTPST", "cheese alone is no gain"
+    assert nodes(annotate({"put into": 0.5, "damp": 0.5}, levels=["list"])) == "T"
 
 
-def test_in_prose_it_becomes_one_with_the_body_before(tokenizer: Tokenizer) -> None:
+def test_in_prose_it_becomes_one_with_the_body_before(annotate: Annotate) -> None:
     """Guards runs of sentences: they end where the next sentence stands by itself."""
     prose = (
         f"Food can be stored.{APPLES}{BREAD}{CHEESE} Eggs are kept best with their pointed end down, and not washed."
     )
-    assert [p.topic for p in annotate(tokenizer, {}, prose).promises] == [
+    assert [p.topic for p in annotate({}, prose).promises] == [
         "Apples keep months",
         "Bread best day",
         "Cheese wants cool",
         "Eggs kept best",
     ]
-    document = annotate(tokenizer, {"put into": 0.5}, prose)
+    document = annotate({"put into": 0.5}, prose)
     assert [promise.text() for promise in document.promises][:2] == [APPLES + BREAD, CHEESE]
     assert len(document.promises) == 3
     assert document.num_syncs == 0
 
 
-def test_the_fastest_valid_document_wins_and_the_rest_is_not_measured(tokenizer: Tokenizer) -> None:
+def test_the_fastest_valid_document_wins_and_the_rest_is_not_measured(
+    annotator: IndependenceAnnotator, tokenizer: Tokenizer
+) -> None:
     """Guards against forward passes for candidates that cannot win, and against the first that is found."""
     sections = "\n\n".join(
         f"## {title}\n\n{text.strip()}{text}" for title, text in zip("ABC", (APPLES, BREAD, CHEESE), strict=True)
     )
-    told = Told(tokenizer, {})
-    annotator = IndependenceAnnotator(IndependenceConfig(0.2), told, tokenizer)
+    told = Told(annotator.likelihood, tokenizer, {})
     pair = Pair(id="p", instruction="?", output=sections)
-    candidates = annotator.candidates(pair)
+    candidates = told.candidates(pair)
     assert {candidate.level for candidate in candidates} >= {"section", "paragraph"}
-    (annotation,) = annotator.annotate([pair])
+    (annotation,) = told.annotate([pair])
     best = max(candidates, key=lambda candidate: candidate.bound)
     assert annotation.document == best.document
-    assert told.num_asked == 1
+    assert told.num_measured == 1
 
 
 def test_splitting_and_joining() -> None:
@@ -206,23 +209,26 @@ def test_splitting_and_joining() -> None:
     assert join_dependent(group, [False, False, True, True]) == ((0, 9), (10, 14), (15, 20))
 
 
-def test_echo() -> None:
+def test_what_a_topic_gives_away() -> None:
     """Guards against content that is left out of the measure, and words of the topic that are in it."""
-    assert echo("Keep calm", " **Keep calm**: it helps") == " **Keep calm"
-    assert (
-        echo("eliminate food sources", " First, eliminate their food sources by")
-        == " First, eliminate their food sources"
-    )
-    assert echo("Part 2", " nothing of it") == ""
-    assert echo("a cat", " that is a cat") == " that is a cat"
+
+    def words(topic: str, body: str) -> list[str]:
+        return [body[start:end] for start, end in given_away(topic, body)]
+
+    assert words("Keep calm", " **Keep calm**: it helps to keep calm") == [" **Keep", "calm"]
+    assert words("eliminate food sources", " First, eliminate their food sources by") == [
+        "eliminate",
+        "food",
+        "sources",
+    ]
+    assert words("cat", " a cathedral, a cat") == ["cat"]
+    assert words("Part 2", " nothing of it") == []
 
 
-def test_what_cannot_be_measured_is_no_candidate(folder: Path, tokenizer: Tokenizer) -> None:
+def test_what_cannot_be_measured_is_no_candidate(folder: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Guards against examples beyond the model's positions, and against settings that mean nothing."""
-    told = Told(tokenizer, {})
-    told.max_tokens = 100
-    annotator = IndependenceAnnotator(IndependenceConfig(), told, tokenizer)
-    assert annotator.candidates(PAIR) == []
+    short = Likelihood.load(save_model(tmp_path, vocab_size=300, max_position_embeddings=100))
+    assert IndependenceAnnotator(IndependenceConfig(), short, tokenizer).candidates(PAIR) == []
     for fields, message in (
         ({"delta": math.nan}, "delta is nan"),
         ({"levels": ["word"]}, "levels are word; allowed: section"),

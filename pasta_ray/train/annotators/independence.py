@@ -15,20 +15,19 @@ The base model knows no tags. A head is therefore written in words that it knows
 has the topics, too, and in one pass alone they would make the bodies look likelier than they are. So all that differs
 is what parallel decoding changes: siblings hidden, and positions that leave room for the predicted lengths.
 
-A body is scored from behind the words that its topic repeats. That bodies repeat their topics is a habit of documents:
-in order the base model picks it up from the first body, in parallel it cannot know it, and a model that learns from
-documents will. Measured (docs/training.md): these few tokens lose several nats each, and would drown what the content
-loses.
+The words that a topic repeats are not scored where its body says them. That bodies start with their topics is a habit
+of documents: in order the base model picks it up from the first body, in parallel it cannot know it, and a model that
+learns from documents will. Measured (docs/training.md): the first token alone loses several nats, which would drown
+what the content loses.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.errors import InputError
@@ -40,6 +39,7 @@ from pasta_ray.train.annotators.splits import (
     MIN_SPEEDUP,
     Group,
     Level,
+    Span,
     build_document,
     find_groups,
     merge_short,
@@ -48,21 +48,13 @@ from pasta_ray.train.annotators.splits import (
 )
 from pasta_ray.train.annotators.topics import first_words, key_words, topic_fault
 from pasta_ray.train.data import ChatTokenizer, Example, Record
+from pasta_ray.train.likelihood import Likelihood
 from pasta_ray.train.pairs import Pair
 
 ALL_LEVELS: tuple[Level, ...] = ("section", "list", "paragraph", "sentence")
 PROSE: tuple[Level, ...] = ("paragraph", "sentence")  # a part that depends on the one before it becomes one with it
 MIN_RUN_TOKENS = 12  # of a run of sentences: a shorter body takes longer to promise than to write
 DEFAULT_DELTA = 0.1
-
-
-class Scorer(Protocol):
-    """``Likelihood``: log-probabilities of each example's labels, and how long an example may be."""
-
-    @property
-    def max_tokens(self) -> int: ...
-
-    def __call__(self, examples: Sequence[Example]) -> list[Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -85,8 +77,6 @@ class IndependenceConfig:
             raise InputError(f"levels are {', '.join(self.levels)}; allowed: {', '.join(ALL_LEVELS)}")
 
     def load(self, model: Path, tokenizer: ChatTokenizer, /) -> "IndependenceAnnotator":
-        from pasta_ray.train.likelihood import Likelihood
-
         likelihood = Likelihood.load(model, device=self.device, dtype=self.dtype)
         return IndependenceAnnotator(self, likelihood, tokenizer)
 
@@ -119,9 +109,9 @@ class _Search:
 
 
 class IndependenceAnnotator:
-    def __init__(self, config: IndependenceConfig, scorer: Scorer, tokenizer: ChatTokenizer) -> None:
+    def __init__(self, config: IndependenceConfig, likelihood: Likelihood, tokenizer: ChatTokenizer) -> None:
         self._config = config
-        self._scorer = scorer
+        self.likelihood = likelihood
         self._tokenizer = tokenizer
         self._count_tokens: CountTokens = lambda text: len(tokenizer.encode(text))
 
@@ -164,7 +154,7 @@ class IndependenceAnnotator:
             search.open.append(Candidate(level, paying, document, bound))
 
     def _fits(self, pair: Pair, document: Document) -> bool:
-        return len(self._layout(pair, document)[0].ids) <= self._scorer.max_tokens
+        return len(self._layout(pair, document)[0].ids) <= self.likelihood.max_tokens
 
     def _learn(self, search: _Search, candidate: Candidate, drops: Sequence[float]) -> None:
         """A valid candidate is the best so far. Of another, what is left is proposed, to be measured as it then stands:
@@ -189,7 +179,7 @@ class IndependenceAnnotator:
             lengths.append(num_labels)
             kinds = (0,) * len(parallel.ids)
             examples += [Example(pair.id, in_order(parallel), kinds), Example(pair.id, parallel, kinds)]
-        scores = self._scorer(examples)
+        scores = self.likelihood(examples)
         drops = []
         for sequential, parallel_, num_labels in zip(scores[::2], scores[1::2], lengths, strict=True):
             parts = torch.split(sequential - parallel_, num_labels)
@@ -203,18 +193,26 @@ class IndependenceAnnotator:
         tokens = in_plain_words(document, self._tokenizer)
         laid_out = layout(tokens, prompt)
         sources: list[int | None] = [None] * len(prompt)
-        echoed = [len(self._tokenizer.encode(echo(promise.topic, promise.text()))) for promise in document.promises]
+        bodies = iter(document.promises)
         lengths: list[int] = []
         for node in tokens.nodes:
             if isinstance(node, TokenPromise):
-                # the forced ":", and what the topic gives away
-                num_given = min(1 + echoed[len(lengths)], len(node.body))
-                sources += [None] * (len(node.head) + num_given)
-                sources += range(len(sources) - 1, len(sources) - 1 + len(node.body) - num_given)
-                lengths.append(len(node.body) - num_given)
+                sources += [None] * (len(node.head) + 1)  # the forced ":" is part of the body
+                scored = self._scored(next(bodies), len(node.body) - 1)
+                sources += [len(sources) + i - 1 if counts else None for i, counts in enumerate(scored)]
+                lengths.append(sum(scored))
             else:
                 sources += [None] * (len(node.ids) if isinstance(node, TokenText) else 1)
         return replace(laid_out, label_source=tuple(sources)), lengths
+
+    def _scored(self, promise: Promise, num_tokens: int) -> list[bool]:
+        """Which tokens of a body count: all but those of the words that its topic gives away."""
+        body, scored = promise.text(), [True] * num_tokens
+        for start, end in given_away(promise.topic, body):
+            first = self._count_tokens(body[:start].rstrip())  # a word's token has the space before it
+            for i in range(first, min(self._count_tokens(body[:end]), num_tokens)):
+                scored[i] = False
+        return scored
 
 
 def in_plain_words(document: Document, tokenizer: ChatTokenizer) -> TokenDocument:
@@ -232,15 +230,17 @@ def in_plain_words(document: Document, tokenizer: ChatTokenizer) -> TokenDocumen
     return TokenDocument(tuple(nodes))
 
 
-def echo(topic: str, body: str) -> str:
-    """The start of a body up to the last of its topic's words, which stand in it in the topic's order; empty if not."""
-    end = 0
+def given_away(topic: str, body: str) -> list[Span]:
+    """Where a body says its topic's words, in their order, the first with the mark-up before it; nowhere if not all."""
+    spans: list[Span] = []
     for word in topic.split():
-        found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)").search(body, end)
+        found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)").search(body, spans[-1][1] if spans else 0)
         if not found:
-            return ""
-        end = found.end()
-    return body[:end]
+            return []
+        spans.append(found.span())
+    if not re.search(r"\w", body[: spans[0][0]]):
+        spans[0] = (0, spans[0][1])
+    return spans
 
 
 def in_order(parallel: Layout) -> Layout:
