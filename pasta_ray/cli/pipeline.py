@@ -7,7 +7,7 @@ memory is free for the next. A stage that is done is skipped, one that was cut o
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -120,7 +120,7 @@ def _mark_done(folder: Path, stage: Stage) -> None:
     marker.write_text(json.dumps(stage.args) + "\n", encoding="utf-8")
 
 
-def _run(stage: Stage, call: Callable[..., int] = subprocess.call) -> None:
-    code = call([sys.executable, "-m", "pasta_ray", *stage.args])
+def _run(stage: Stage) -> None:
+    code = subprocess.call([sys.executable, "-m", "pasta_ray", *stage.args])
     if code:
         raise StageError(f"stage {stage.name} failed with exit code {code}; run again, the pipeline goes on from there")

@@ -20,7 +20,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events, Finished, Report, Request, Sampling
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_done, read_json_lines
+from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
 from pasta_ray.train.judges.base import Question
 
 
@@ -171,7 +171,7 @@ class SampleFile:
 
     def __init__(self, path: Path, plan: Plan, config: EngineConfig) -> None:
         self._plan, self._config = plan, config
-        lines = read_done(path, "a sample")
+        lines = read_appended(path)
         for number, line in enumerate(lines, 1):
             self._check(f"{path}, line {number}", line)
         self.done = {line["id"] for line in lines}
