@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pasta_ray.cli.train import train_app
+from pasta_ray.cli import app
 from pasta_ray.errors import InputError
 from pasta_ray.train.config import SftConfig
 from pasta_ray.train.data import Encoder
@@ -108,15 +108,15 @@ def test_the_command_line_says_what_was_left_out(config: SftConfig, undisturbed:
     """Guards the way from a YAML file to the run, and documents that disappear without a word."""
     path = tmp_path / "run.yaml"
     path.write_text(yaml.safe_dump(config.model_dump(mode="json") | {"epochs": 5}), encoding="utf-8")
-    arguments = ["sft", "--config", str(path), "--set", "epochs=3"]
-    result = CliRunner().invoke(train_app, arguments)
+    arguments = ["train", "sft", "--config", str(path), "--set", "epochs=3"]
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.exception
     assert result.stdout.startswith(f"adapter: {undisturbed / 'adapter'}\n6 documents were left out")
     assert "d13 (230)" in result.stdout
-    summary = json.loads(CliRunner().invoke(train_app, [*arguments, "--json"]).stdout)
+    summary = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).stdout)
     assert summary["adapter"] == str(undisturbed / "adapter")
     assert summary["too_long"]["d18"] == 305
-    error = CliRunner().invoke(train_app, ["sft", "--config", str(path)]).exception
+    error = CliRunner().invoke(app, ["train", "sft", "--config", str(path)]).exception
     assert str(error).startswith("epochs: run undisturbed began with 3, this is 5")
 
 
@@ -152,6 +152,7 @@ run_sft(SftConfig.model_validate_json(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_it_ends_as_if_undisturbed(config: SftConfig, undisturbed: Path) -> None:
     """Guards resuming after the death of everything, here with another number of workers and another ZeRO stage."""
     killed = config.model_copy(update={"name": "killed", "num_workers": 1, "zero_stage": 1})
@@ -187,6 +188,7 @@ def test_a_run_is_not_continued_as_another(config: SftConfig, undisturbed: Path,
         run_sft(config.model_copy(update={"documents": [tmp_path / "nowhere.jsonl"]}))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_loss_that_is_not_finite_ends_the_run(config: SftConfig) -> None:
     """Guards against restarts of what no restart mends, and against not saying which documents it was."""
