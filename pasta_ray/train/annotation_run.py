@@ -35,7 +35,7 @@ class AnnotationRun:
         """Where dropped pairs are written, each with its reason."""
         return self.out.with_name(f"{self.out.stem}.dropped.jsonl")
 
-    def run(self, progress: Callable[[int, int], None]) -> Counts:
+    def run(self, progress: Callable[[int, int], None] | None = None) -> Counts:
         """Annotate what an earlier run has not. ``progress`` is told pairs done and in all, at the start and after each
         batch. Raises InputError for files that cannot be read or written; what is written by then is kept."""
         if {self.out.resolve(), self.dropped.resolve()} & {path.resolve() for path in self.answers}:
@@ -51,12 +51,13 @@ class AnnotationRun:
         if unknown:
             raise InputError(f"{self.out}: id {min(unknown)!r} is not in the answers; choose another file")
         todo = [pair for pair in pairs if pair.id not in done]
-        progress(len(done), len(pairs))
+        tell = progress or (lambda *_: None)
+        tell(len(done), len(pairs))
         for lines in self._annotate(todo):
             for line in lines:
                 counts.add(line)
                 done.add(line["id"])
-            progress(len(done), len(pairs))
+            tell(len(done), len(pairs))
         return counts
 
     def _earlier_lines(self) -> Iterator[Line]:

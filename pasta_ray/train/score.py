@@ -1,7 +1,7 @@
 """Quality of samples: what a judge makes of each, beside the speedup that it already carries. Resumable.
 
-Scored once: λ comes in when pairs are chosen by ``speedup + λ · quality``. ``quality`` is an expected win rate in
-[0, 1], against the reference answer to the prompt or, without references, the mean over the other samples of it.
+Scored once: λ comes in when pairs are chosen by ``speedup + λ · quality``. ``quality`` is a win rate in [0, 1]: against
+the reference answer to the prompt or, without references, against the other samples of it.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
-from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question
+from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question, preferred
 
 
 class Sample(BaseModel):
@@ -146,7 +146,13 @@ def _score(
             result.num_unscored += 1
             continue
         result.num_samples += 1
-        line = sample.model_dump(exclude_none=True) | {"quality": round(fmean(wins[sample.id]), 5), "judge": judge.name}
+        verdicts = wins[sample.id]
+        won = map(preferred, verdicts) if judge.counts_wins and references is None else verdicts
+        line = sample.model_dump(exclude_none=True) | {
+            "quality": round(fmean(won), 5),
+            "win_probability": round(fmean(verdicts), 5),
+            "judge": judge.name,
+        }
         if features := judge.features(sample.question, sample.answer):
             line["judge_features"] = features
         yield line

@@ -11,12 +11,17 @@ The body's *drop* is the difference of its mean log-likelihoods, in nats a token
 drop is below δ.
 
 The base model knows no tags. A head is therefore written in words that it knows, ``[topic]``, and a body starts with
-``:`` as it would with ``<|async|>``: forced, never scored. Both passes get the same tokens, heads included. A topic
-repeats the first words of its body, so that in one pass alone it would make the body look likelier than it is; and
-decoding has it, too: it is what the main branch plans its bodies with. What is left between the two passes
-is exactly what parallel decoding changes: siblings hidden, and positions that leave room for the predicted lengths.
+``:`` as it would with ``<|async|>``: forced, never scored. Both passes get the same tokens, heads included: decoding
+has the topics, too, and in one pass alone they would make the bodies look likelier than they are. So all that differs
+is what parallel decoding changes: siblings hidden, and positions that leave room for the predicted lengths.
+
+A body is scored from behind the words that its topic repeats. That bodies repeat their topics is a habit of documents:
+in order the base model picks it up from the first body, in parallel it cannot know it, and a model that learns from
+documents will. Measured (docs/training.md): these few tokens lose several nats each, and would drown what the content
+loses.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -192,18 +197,21 @@ class IndependenceAnnotator:
         return drops
 
     def _layout(self, pair: Pair, document: Document) -> tuple[Layout, list[int]]:
-        """Layout of prompt and document in the base model's own words, bodies its only labels; and their lengths."""
+        """Layout of prompt and document in the base model's own words, bodies its only labels; and their numbers."""
         record = Record(id=pair.id, instruction=pair.instruction, document="", system=pair.system, input=pair.input)
         prompt = self._tokenizer.encode_chat(record.messages)
         tokens = in_plain_words(document, self._tokenizer)
         laid_out = layout(tokens, prompt)
         sources: list[int | None] = [None] * len(prompt)
-        lengths = []
+        echoed = [len(self._tokenizer.encode(echo(promise.topic, promise.text()))) for promise in document.promises]
+        lengths: list[int] = []
         for node in tokens.nodes:
             if isinstance(node, TokenPromise):
-                sources += [None] * (len(node.head) + 1)
-                sources += range(len(sources) - 1, len(sources) + len(node.body) - 2)
-                lengths.append(len(node.body) - 1)
+                # the forced ":", and what the topic gives away
+                num_given = min(1 + echoed[len(lengths)], len(node.body))
+                sources += [None] * (len(node.head) + num_given)
+                sources += range(len(sources) - 1, len(sources) - 1 + len(node.body) - num_given)
+                lengths.append(len(node.body) - num_given)
             else:
                 sources += [None] * (len(node.ids) if isinstance(node, TokenText) else 1)
         return replace(laid_out, label_source=tuple(sources)), lengths
@@ -222,6 +230,17 @@ def in_plain_words(document: Document, tokenizer: ChatTokenizer) -> TokenDocumen
         else:
             nodes.append(TokenText(tuple(tokenizer.encode(node.text))))
     return TokenDocument(tuple(nodes))
+
+
+def echo(topic: str, body: str) -> str:
+    """The start of a body up to the last of its topic's words, which stand in it in the topic's order; empty if not."""
+    end = 0
+    for word in topic.split():
+        found = re.compile(rf"(?<!\w){re.escape(word)}(?!\w)").search(body, end)
+        if not found:
+            return ""
+        end = found.end()
+    return body[:end]
 
 
 def in_order(parallel: Layout) -> Layout:

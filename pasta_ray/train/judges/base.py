@@ -47,6 +47,12 @@ class Judge(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def counts_wins(self) -> bool:
+        """Whether the quality of a sample among others counts comparisons won and lost. A weak judge's probabilities
+        are all near one half: right as such, but of no weight beside a speedup."""
+        ...
+
     def compare(self, comparisons: Sequence[Comparison]) -> list[float | None]:
         """For each, the probability in [0, 1] that the first answer is the better one; None where the judge gave no
         usable verdict (a miss). Swapping the answers gives the complement."""

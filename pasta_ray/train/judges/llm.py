@@ -43,6 +43,8 @@ _CHOICE = re.compile(r"\W*(?:answer\W+)?([ab])\W*", re.IGNORECASE)
 class LlmJudge:
     """``usage`` adds up what its comparisons have cost."""
 
+    counts_wins = False
+
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self.usage = Usage()

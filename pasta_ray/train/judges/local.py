@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain
 from pasta_ray.train.judges.base import Answer, Comparison, Question
-from pasta_ray.train.judges.calibration import HumanPair, agreement, digest, fit
+from pasta_ray.train.judges.calibration import BY_HAND, HumanPair, agreement, digest, fit
 from pasta_ray.train.judges.features import ANSWER_TOKENS, EMBEDDING, PROMPT_TOKENS, Extractor, load_extractor
 
 Features = Mapping[str, float]
@@ -39,6 +39,7 @@ class LocalWeights(BaseModel):
     prompt_tokens: int = Field(default=PROMPT_TOKENS, ge=2)
     answer_tokens: int = Field(default=ANSWER_TOKENS, ge=1)
     weights: dict[str, float] = Field(min_length=1)
+    set_by_hand: list[str] = Field(default_factory=list, description="weights that are not fitted")
     spreads: dict[str, float] = Field(default_factory=dict, description="of the differences in the pairs fitted on")
     l2: float = 0.0
     fitted_on: str = Field("", description="date")
@@ -70,6 +71,7 @@ class LocalJudge:
     """Compares by strength: the weighted sum of an answer's features. It keeps those of the last comparisons."""
 
     name = NAME
+    counts_wins = True
 
     def __init__(self, weights: LocalWeights, extractor: Extractor) -> None:
         self.weights = weights
@@ -128,7 +130,7 @@ def calibrate(
             f"{len(fitted_on)} pairs to fit on and {len(held_out)} to test on; allowed: 1 or more of each,"
             " halved by a hash of the instruction"
         )
-    names = list(features[0][0])
+    names = [name for name in features[0][0] if name not in BY_HAND]
     found = fit(
         [{name: first[name] - second[name] for name in names} for _, (first, second) in fitted_on],
         [pair.target for pair, _ in fitted_on],
@@ -137,7 +139,8 @@ def calibrate(
     )
     weights = LocalWeights(
         model=model,
-        weights={name: round(weight, 6) for name, weight in found.weights.items()},
+        weights={name: round(weight, 6) for name, weight in found.weights.items()} | dict(BY_HAND),
+        set_by_hand=list(BY_HAND),
         spreads={name: round(spread, 6) for name, spread in found.spreads.items()},
         l2=found.l2,
         fitted_on=datetime.date.today().isoformat(),

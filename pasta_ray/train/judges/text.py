@@ -11,37 +11,27 @@ from pasta_ray.train.annotate import repetition
 from pasta_ray.train.judges.base import Answer, Question
 
 RUN_WORDS = 3
-ALIKE = 0.6  # lines that share this much of their words say the same
-LONG_LINE_WORDS = 8  # a shorter last line may be a list's item, a title or a signature, which end without a full stop
 LONGEST_WORDS = 200  # more words than that are no merit of their own
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
-_ITEM = re.compile(r"^\s*(?:[-*•+]|\d+[.)])\s+\S", re.MULTILINE)
 _ITEM_MARK = re.compile(r"^\s*(?:[-*•+#]+|\d+[.)])\s*")
-_ENDS = tuple(".!?:…\"'”’)]}*`|>")
-_COMMON = frozenset(
-    _WORD.findall(
-        "a an and are as at be but by can could do does for from give had has have how i if in into is it its list make"
-        " me my no not of on or our please should so some tell than that the their them then there these they this to"
-        " use was we were what when where which who why will with would write you your following given sentence"
-    )
-)
 
 
 def text_features(question: Question, answer: Answer) -> dict[str, float]:
-    """Named numbers; equal texts give equal numbers. ``log_length`` does not grow with what an answer repeats."""
-    answer_words, question_words = words(answer.text), words(question.text)
+    """Named numbers; equal texts give equal numbers.
+
+    ``log_length`` is the logarithm of the number of words, and does not grow with what an answer repeats.
+    ``repetition`` is the larger of the shares of sentences and of runs of six words that stood there before, ``copied``
+    the share of the answer's runs of three words that stand in the question, and ``cut`` whether a limit ended it.
+    """
+    answer_words = words(answer.text)
     return {
         "log_length": math.log1p(min(num_new(answer_words), LONGEST_WORDS)),
         "empty": float(not answer_words),
-        "repeated_runs": repetition(answer.text),
-        "repeated_sentences": repeated_share(sentences(answer.text)),
-        "alike_lines": alike_lines(answer.text),
-        "cut": float(is_cut(answer)),
-        "overlap": overlap(question_words, answer_words),
-        "copied": copied(question_words, answer_words),
-        "has_list": float(len(_ITEM.findall(answer.text)) >= 2),
+        "repetition": max(repetition(answer.text), repeated_share(sentences(answer.text))),
+        "copied": copied(words(question.text), answer_words),
+        "cut": float(not answer.finished),
     }
 
 
@@ -75,33 +65,6 @@ def sentences(text: str) -> list[str]:
     """Sentences and lines of three words or more, without list marks and markup, in lower case."""
     parts = (" ".join(words(_ITEM_MARK.sub("", part))) for part in _SENTENCE_END.split(text))
     return [part for part in parts if part.count(" ") >= 2]
-
-
-def alike_lines(text: str) -> float:
-    """Share of lines that have nearly the words of an earlier one: Jaccard index of ALIKE or more."""
-    lines = [set(words(_ITEM_MARK.sub("", line))) for line in text.split("\n")]
-    lines = [line for line in lines if len(line) >= 2]
-    alike = sum(any(jaccard(line, earlier) >= ALIKE for earlier in lines[:i]) for i, line in enumerate(lines))
-    return alike / len(lines) if lines else 0.0
-
-
-def jaccard(some: set[str], others: set[str]) -> float:
-    """Of sets that are not both empty."""
-    return len(some & others) / len(some | others)
-
-
-def is_cut(answer: Answer) -> bool:
-    """Whether the answer breaks off: a length limit cut it, or its last line is long and ends without punctuation."""
-    if not answer.finished:
-        return True
-    text = answer.text.rstrip()
-    return len(words(text.rsplit("\n", 1)[-1])) >= LONG_LINE_WORDS and not text.endswith(_ENDS)
-
-
-def overlap(question_words: Sequence[str], answer_words: Sequence[str]) -> float:
-    """Share of the question's words, common ones left out, that the answer takes up."""
-    asked = set(question_words) - _COMMON
-    return len(asked & set(answer_words)) / len(asked) if asked else 0.0
 
 
 def copied(question_words: Sequence[str], answer_words: Sequence[str]) -> float:
