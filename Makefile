@@ -26,7 +26,7 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.serve
 
-serve: $(VENV)/.serve ## serve the default model with the PASTA adapter; ARGS="--port 9000 …"
+serve: $(VENV)/.serve ## serve the default model with the PASTA adapters; ARGS="--port 9000 …"
 	$(BIN)/pasta-ray serve $(ARGS)
 
 test: $(VENV)/.dev ## all tests but the slow ones

@@ -1,8 +1,9 @@
 """PASTA against sequential decoding of the same data's tag-free twin, on one engine, prompt by prompt in turn.
 
-Only prompts whose reference answer is a list or has sections take part: those are the ones that can split. For each
-prompt `sequential` runs with the adapter that was trained without tags, and `pasta` with the one that was trained with
-them, both greedy, one or the other first in turn. Medians and geometric means of one run; run it on a quiet machine.
+Only prompts whose reference answer is a list or has sections take part, for those are the ones that can split; with
+`--all` every prompt does. For each prompt `sequential` runs with the adapter that was trained without tags, and `pasta`
+with the one that was trained with them, both greedy, one or the other first in turn. Medians and geometric means of one
+run; run it on a quiet machine.
 
     python benchmarks/speedup.py --prompts alpacaeval_dev.jsonl --limit 40 --out speedup.json
     python benchmarks/speedup.py --prompts alpacaeval_dev.jsonl --batch 8 --structure-only --out structure.json
@@ -23,7 +24,7 @@ from pasta_ray.engine.messages import Finished, Report, Request
 from pasta_ray.eval.bench.machine import describe_machine
 from pasta_ray.lang import TAG_NAMES, parse
 from pasta_ray.train.annotate import repetition
-from pasta_ray.train.annotators.syntax import has_structure
+from pasta_ray.train.annotators.splits import has_structure
 
 TAG_TEXT = ("<promise", "</promise", "<async", "</async", "<sync", *TAG_NAMES)
 
@@ -107,6 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=Path, required=True, help="JSONL with id, instruction and reference_output")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--all", action="store_true", help="also prompts whose reference answer has no structure")
     parser.add_argument("--limit", type=int, help="evenly spaced prompts among those that qualify")
     parser.add_argument("--model", default=EngineConfig.model)
     parser.add_argument("--adapter", default="pasta")
@@ -120,7 +122,7 @@ def main() -> None:
     args = parser.parse_args()
 
     records = [json.loads(line) for line in args.prompts.open(encoding="utf-8")]
-    prompts = [record for record in records if has_structure(record["reference_output"])]
+    prompts = [record for record in records if args.all or has_structure(record["reference_output"])]
     if args.limit and args.limit < len(prompts):
         prompts = [prompts[i * len(prompts) // args.limit] for i in range(args.limit)]
     options = {"model": args.model, "dtype": args.dtype, "quantization": args.quantization, "num_threads": args.threads}

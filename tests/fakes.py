@@ -25,6 +25,8 @@ from pasta_ray.engine.messages import (
     Usage,
 )
 from pasta_ray.errors import InputError, ModelError
+from pasta_ray.serve.config import ServeConfig
+from pasta_ray.serve.models import Model, Models
 
 BODY = ("one ", "two ", "three ")
 
@@ -185,6 +187,12 @@ class FakeDecoder:
             parallel=Parallel(running.num_bodies, 0, 1 + running.num_bodies, running.num_steps, num_tokens, 1.0),
             branches=tuple(running.reports),
         )
+
+
+def fake_models(config: ServeConfig) -> Models:
+    """What ``config`` serves, without a look at any file: adapters write PASTA-LANG, a base model no tags."""
+    served = config.served.items()
+    return Models(Model(name, "pasta" if m.adapter else "sequential", m.adapter, m.aliases) for name, m in served)
 
 
 @dataclass(frozen=True)

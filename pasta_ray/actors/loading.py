@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pasta_ray.actors.messages import DecoderLike
+from pasta_ray.actors.messages import DecoderFactory, DecoderLike
+from pasta_ray.actors.models import ModelDecoders
 from pasta_ray.engine.config import DraftConfig, EngineConfig
+from pasta_ray.errors import ModelError, PastaError
 
 
 class TokenizerLike(Protocol):
@@ -30,6 +32,23 @@ class LoadDecoder:
 
 
 @dataclass(frozen=True)
+class LoadModels:
+    """Several decoders for one replica, by the names that requests choose them by. Called in the replica's process."""
+
+    makers: Mapping[str, DecoderFactory]
+
+    def __call__(self, replica: str) -> DecoderLike:
+        """Raises ModelError, naming the model, for one that cannot be loaded."""
+        decoders: dict[str, DecoderLike] = {}
+        for name, make in self.makers.items():
+            try:
+                decoders[name] = make(replica)
+            except PastaError as error:
+                raise ModelError(f"model {name!r} cannot be loaded: {error}") from error
+        return ModelDecoders(decoders)
+
+
+@dataclass(frozen=True)
 class LoadTokenizer:
     """The tokenizer that the engine of the same config has, without weights."""
 
@@ -37,10 +56,6 @@ class LoadTokenizer:
 
     def __call__(self) -> TokenizerLike:
         from pasta_ray.engine.tokenizer import Tokenizer
-        from pasta_ray.engine.weights import load_tags, resolve_adapter, resolve_model
+        from pasta_ray.engine.weights import find_tags, resolve_model
 
-        places = [resolve_model(self.config)]
-        if self.config.adapter:
-            places.insert(0, resolve_adapter(self.config.adapter))
-        tags = next(filter(None, map(load_tags, places)), None)
-        return Tokenizer.load(places[-1], tags)
+        return Tokenizer.load(resolve_model(self.config), find_tags(self.config))

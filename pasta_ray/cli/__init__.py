@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import typer
 
+from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.bench import bench_app
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
 from pasta_ray.cli.serve import serve
-from pasta_ray.cli.train import annotate, train_app
-from pasta_ray.errors import PastaError
+from pasta_ray.cli.train import train_app
+from pasta_ray.errors import ModelError, PastaError
 
 app = typer.Typer(
     name="pasta-ray",
@@ -28,9 +29,10 @@ app.add_typer(bench_app, name="bench")
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line. An error that the user can mend is one line; exit 2 for bad input, 1 for the rest."""
+    """Run the command line. An error that the user can mend is one line; exit 2 for bad input, 1 for the rest. A model
+    or adapter that cannot be loaded is bad input here: an option names it."""
     try:
         app(args=None if args is None else list(args))
     except PastaError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2 if error.http_status < 500 else 1)
+        sys.exit(2 if error.http_status < 500 or isinstance(error, ModelError) else 1)

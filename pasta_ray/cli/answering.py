@@ -38,6 +38,7 @@ class Options:
     sampling: Sampling
     draft: DraftConfig
     router: bool = False
+    constrained: bool = True
 
     def request(self, prompt: Prompt, tokenizer: TokenizerLike) -> Request:
         ids = tokenizer.encode_chat([{"role": "user", "content": prompt.instruction}])
@@ -50,6 +51,7 @@ class Options:
             sampling=self.sampling,
             messages=(("user", prompt.instruction),),
             router=self.router,
+            constrained=self.constrained,
         )
 
 

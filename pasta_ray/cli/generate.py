@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from pasta_ray.errors import InputError
 
@@ -35,11 +36,14 @@ def generate(
         str | None,
         typer.Option(
             help="sequential, speculative, pasta, pasta+speculative, sot or apar."
-            "  [default: pasta with an adapter, else sequential]"
+            "  [default: what the model's tags are for, else sequential]"
         ),
     ] = None,
     router: Annotated[
         bool, typer.Option("--router", help="sot: ask the model first if the question suits it.")
+    ] = False,
+    unconstrained: Annotated[
+        bool, typer.Option("--unconstrained", help="pasta: mask no token that breaks the grammar, but count it.")
     ] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="Bound of the visible answer, all branches together.")] = 512,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
@@ -77,6 +81,8 @@ def generate(
     from pasta_ray.cli import answering
     from pasta_ray.engine.config import DraftConfig, EngineConfig
     from pasta_ray.engine.messages import Sampling
+    from pasta_ray.engine.methods import check_method, default_method
+    from pasta_ray.engine.weights import find_tags
 
     adapter_name = None if adapter == NO_ADAPTER else adapter
     config = EngineConfig(
@@ -87,7 +93,10 @@ def generate(
         quantization=None if quantization == Quantization.none else quantization.value,
         num_threads=threads,
     )
-    method = method or ("pasta" if adapter_name else "sequential")
+    with Console(stderr=True).status(f"reading {config.model}"):  # perhaps fetching it
+        tags = find_tags(config)
+    method = method or default_method(tags)
+    check_method(method, tags)
     if draft_model is not None and "speculative" not in method:
         raise InputError(f"--draft-model goes with a speculative method, not with {method!r}")
     options = answering.Options(
@@ -97,6 +106,7 @@ def generate(
         sampling=Sampling(temperature, top_p, seed),
         draft=DraftConfig.beside(config, draft_model, max_draft),
         router=router,
+        constrained=not unconstrained,
     )
     if prompts is None:
         answering.answer_one(config, options, wanted[0], in_process, as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pasta_ray.errors import InputError
-from pasta_ray.train import jsonl
+from pasta_ray.train.jsonl import read_appended, read_json_lines
 
 if TYPE_CHECKING:
     from pasta_ray.engine.messages import Report
@@ -22,14 +22,8 @@ class Prompt:
 def read_prompts(path: Path) -> list[Prompt]:
     """Lines of ``{"id", "instruction", …}``; other fields are left alone. Raises InputError with file and line."""
     prompts: dict[str, Prompt] = {}
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
+    for number, record in read_json_lines(path):
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where}: not JSON: {error}") from error
         if not isinstance(record, dict):
             raise InputError(f"{where}: an object is expected, not {type(record).__name__}")
         for field in ("id", "instruction"):
@@ -42,19 +36,11 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 
 def read_done(path: Path) -> set[str]:
-    """Ids that are answered already; see train/jsonl.py for what a crash has left, and for what is no report."""
-    return {report["id"] for report in jsonl.read_done(path, "an answer")}
+    """Ids that are answered already. A last line that a crash has cut off is removed, and so answered again; any other
+    line that is no report is an InputError, and the file stays as it is."""
+    return {report["id"] for report in read_appended(path)}
 
 
 def answer_line(report: "Report") -> str:
     """A report as one line of JSON."""
     return json.dumps(dataclasses.asdict(report), ensure_ascii=False)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error

@@ -8,10 +8,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
@@ -24,7 +26,14 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="A name, a folder, a .gguf file or a hub id.  [default: smollm2-135m-instruct]")
     ] = None,
-    adapter: Annotated[str | None, typer.Option(help="A folder, a shipped name, or none.  [default: pasta]")] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="A folder, a shipped name, or none.  [default: pasta, with its fast and careful variants]"),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=ADAPTER", help="Serve this adapter of the same model too, as NAME; repeatable."),
+    ] = None,
     replicas: Annotated[int | None, typer.Option(help="Decode replicas.  [default: 1]")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of HTTP.")] = 8000,
     host: Annotated[str, typer.Option(help="0.0.0.0 serves every interface.")] = "127.0.0.1",
@@ -34,7 +43,7 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     quantization: Annotated[
-        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU that can]")
+        str | None, typer.Option(help="auto, none or int8.  [default: auto, which is int8 on a CPU with VNNI]")
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a replica.")] = None,
     draft_model: Annotated[
@@ -64,13 +73,14 @@ def serve(
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if adapter == NO_ADAPTER:
         overrides["adapter"] = None
-    settings = read_config(config, overrides)
+    settings = read_config(config, overrides, _read_also(also or []))
     _check_port(host, port)
 
     from pasta_ray.cli.ray_session import connect
     from pasta_ray.serve.app import build_app
 
-    app = build_app(settings)
+    with Console(stderr=True).status(f"reading {settings.model}"):  # perhaps fetching it
+        app = build_app(settings)
     connect(ray_address)
     import ray
     from ray import serve as ray_serve
@@ -90,12 +100,25 @@ def serve(
             raise ReplicaError(f"the app cannot be deployed: {error}") from error
         url = f"http://{host}:{port}"
         if _wait_ready(url, stop):
-            typer.echo(f"{settings.model_name} answers at {url}/v1 (Ctrl-C ends)")
+            first, *others = settings.served
+            more = f"; so do {', '.join(others)}" if others else ""
+            typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}")
         stop.wait()
     finally:
         typer.echo("stopping", err=True)
         ray_serve.delete(APP_NAME)
         ray.shutdown()
+
+
+def _read_also(pairs: Sequence[str]) -> dict[str, str | None]:
+    """Adapters by the names to serve them under."""
+    adapters: dict[str, str | None] = {}
+    for pair in pairs:
+        name, _, adapter = pair.partition("=")
+        if not name or not adapter or name in adapters:
+            raise InputError(f"--also is {pair!r}; allowed: NAME=ADAPTER, each name once")
+        adapters[name] = None if adapter == NO_ADAPTER else adapter
+    return adapters
 
 
 def _check_port(host: str, port: int) -> None:

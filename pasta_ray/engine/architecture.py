@@ -13,7 +13,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pasta_ray.errors import ModelError
 
-GEMMA = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
+SANDWICHED = ("Gemma2ForCausalLM", "Gemma3ForCausalLM")
+GEMMA = ("GemmaForCausalLM", *SANDWICHED)
 QK_NORM = ("Qwen3ForCausalLM", "Gemma3ForCausalLM")
 SUPPORTED = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", *GEMMA)
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
@@ -74,7 +75,8 @@ class Architecture:
         """Raises ModelError for what is not supported, see :func:`check_supported`."""
         check_supported(config)
         name = _name(config)
-        is_gemma, head_dim, layer_types = name in GEMMA, _head_dim(config), _layer_types(config)
+        is_gemma, is_sandwiched = name in GEMMA, name in SANDWICHED
+        head_dim, layer_types = _head_dim(config), _layer_types(config)
         rotary_of_type = {layer_type: _read_rotary(config, layer_type) for layer_type in dict.fromkeys(layer_types)}
         rotaries = tuple(dict.fromkeys(rotary_of_type.values()))
         window_of_type = {FULL: None, SLIDING: getattr(config, "sliding_window", None)}
@@ -86,10 +88,10 @@ class Architecture:
             norm_offset=1.0 if is_gemma else 0.0,
             activation=getattr(config, _activation_field(name)),
             has_qk_norm=name in QK_NORM,
-            has_sandwich_norms=is_gemma,
-            attention_scale=(config.query_pre_attn_scalar if is_gemma else head_dim) ** -0.5,
-            attention_cap=config.attn_logit_softcapping if is_gemma else None,
-            logit_cap=config.final_logit_softcapping if is_gemma else None,
+            has_sandwich_norms=is_sandwiched,
+            attention_scale=(config.query_pre_attn_scalar if is_sandwiched else head_dim) ** -0.5,
+            attention_cap=config.attn_logit_softcapping if is_sandwiched else None,
+            logit_cap=config.final_logit_softcapping if is_sandwiched else None,
             embedding_scale=config.hidden_size**0.5 if is_gemma else None,
             rotaries=rotaries,
             layers=tuple(LayerKind(window_of_type[t], rotaries.index(rotary_of_type[t])) for t in layer_types),
@@ -137,7 +139,7 @@ def _name(config: PretrainedConfig) -> str:
 
 
 def _activation_field(name: str) -> str:
-    return "hidden_activation" if name in GEMMA else "hidden_act"
+    return "hidden_activation" if name in SANDWICHED else "hidden_act"
 
 
 def _head_dim(config: PretrainedConfig) -> int:
@@ -146,9 +148,9 @@ def _head_dim(config: PretrainedConfig) -> int:
 
 
 def _layer_types(config: PretrainedConfig) -> tuple[str, ...]:
-    """Llama has no windows whatever its configuration says, and Mistral one for all layers."""
+    """Llama and the first Gemma have no windows whatever their configuration says, and Mistral one for all layers."""
     num_layers: int = config.num_hidden_layers
-    if _name(config) == "LlamaForCausalLM":
+    if _name(config) in ("LlamaForCausalLM", "GemmaForCausalLM"):
         return (FULL,) * num_layers
     if _name(config) == "MistralForCausalLM":
         return (FULL if config.sliding_window is None else SLIDING,) * num_layers

@@ -6,7 +6,7 @@ from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
-from pasta_ray.engine.methods import METHODS, Run
+from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
 from pasta_ray.errors import InputError
 
 
@@ -27,7 +27,7 @@ class Decoder:
     @property
     def methods(self) -> tuple[str, ...]:
         """The methods that this engine's model can run."""
-        return tuple(name for name, run in METHODS.items() if run.fits(self.engine.tags))
+        return fitting_methods(self.engine.tags)
 
     @property
     def busy(self) -> bool:
@@ -49,8 +49,7 @@ class Decoder:
         """Take a request in. Raises InputError for one that can never run here."""
         if request.id in self._runs:
             raise InputError(f"request id {request.id!r} is in use")
-        if request.method not in self.methods:
-            raise InputError(f"method is {request.method!r}; allowed with this model: {', '.join(self.methods)}")
+        check_method(request.method, self.engine.tags)
         room = self.engine.max_positions - len(request.prompt_ids)
         if request.max_tokens > room:
             raise InputError(
@@ -62,7 +61,7 @@ class Decoder:
             f"the request (prompt {len(request.prompt_ids)}, max_tokens {request.max_tokens}, max_promises"
             f" {request.max_promises}, by method {request.method!r})"
         )
-        self.engine.pool.check_fits(method.max_slots(request), what)
+        self.engine.pool.check_fits(method.max_slots(request, self.engine.tags), what)
         self._runs[request.id] = method(self.engine, request, self.replica)
 
     def cancel(self, request_id: str) -> None:

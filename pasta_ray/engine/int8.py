@@ -29,6 +29,11 @@ def has_int8() -> bool:
     return "x86" in torch.backends.quantized.supported_engines and bool(torch._C._has_mkldnn)
 
 
+def int8_pays() -> bool:
+    """Whether int8 is faster than float32 here: without VNNI's products of bytes it is slower (docs/log.md)."""
+    return has_int8() and torch.cpu._is_vnni_supported()
+
+
 def check_int8_supported() -> None:
     """Raise InputError where int8 cannot run."""
     if not has_int8():

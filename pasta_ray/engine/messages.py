@@ -38,7 +38,9 @@ class Request:
     ``max_tokens`` bounds the visible answer in tokens, all branches together. ``max_branches`` bounds the bodies that
     are decoded at the same time, ``max_promises`` the bodies of the whole answer. ``messages`` is the chat, as (role,
     content), that ``prompt_ids`` were made of, and empty for a plain completion. ``router``: before 'sot' splits the
-    answer, the model is asked whether the question suits that.
+    answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
+    breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
+    a replica that holds several by name; one that holds a single model does not read it.
     """
 
     id: str
@@ -50,6 +52,8 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     messages: tuple[tuple[str, str], ...] = ()
     router: bool = False
+    constrained: bool = True
+    model: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -59,6 +63,8 @@ class Request:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
         if self.router and self.method != "sot":
             raise InputError(f"router goes with method 'sot', not with {self.method!r}")
+        if not self.constrained and self.method != "pasta":
+            raise InputError(f"decoding without the constraint goes with method 'pasta', not with {self.method!r}")
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,8 @@ class Timing:
 @dataclass(frozen=True)
 class Parallel:
     """What forking gained, and what drafts did. ``num_promises`` are the bodies, ``critical_path`` and
-    ``sequential_tokens`` model steps; ``num_accepted`` of the ``num_drafted`` tokens guessed were right."""
+    ``sequential_tokens`` model steps; ``num_accepted`` of the ``num_drafted`` tokens guessed were right. An answer of
+    ``num_violations`` 0 is a document as the model wrote it; each branch breaks the grammar once at most."""
 
     num_promises: int
     num_syncs: int
@@ -143,6 +150,7 @@ class Parallel:
     theoretical_speedup: float
     num_drafted: int = 0
     num_accepted: int = 0
+    num_violations: int = 0
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,8 @@ def _cap(x: torch.Tensor, cap: float) -> torch.Tensor:
 
 
 class _Weights:
-    """Named tensors, cast and moved as they are asked for; a missing one is a ModelError."""
+    """Named tensors, cast and moved as they are asked for; a missing one is a ModelError. All that is given out is a
+    copy: a view into a checkpoint's file would keep the whole file in memory, and what an adapter has changed in it."""
 
     def __init__(
         self,
@@ -197,9 +198,7 @@ class _Weights:
         self.norm_offset, self.make_linear = norm_offset, make_linear
 
     def __call__(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        if name not in self.tensors:
-            raise ModelError(f"the checkpoint has no tensor {name}")
-        return self.tensors[name].to(device=self.device, dtype=dtype or self.dtype)
+        return self._find(name).to(device=self.device, dtype=dtype or self.dtype, copy=True)
 
     def norm(self, name: str) -> torch.Tensor:
         """A norm's weight; with an offset it stays float32, since the sum is not exact in less."""
@@ -209,8 +208,17 @@ class _Weights:
         """The weights one below the other as one product, with their biases where they have any."""
         biases = [name.removesuffix("weight") + "bias" for name in names]
         has_bias = any(name in self.tensors for name in biases)
-        bias = torch.cat([self(name) for name in biases]) if has_bias else None
-        return self.make_linear(torch.cat([self(name) for name in names]), bias)
+        bias = self._together(biases) if has_bias else None
+        return self.make_linear(self._together(names), bias)
+
+    def _together(self, names: Sequence[str]) -> torch.Tensor:
+        parts = [self._find(name).to(device=self.device, dtype=self.dtype) for name in names]
+        return torch.cat(parts)  # which copies one part too
+
+    def _find(self, name: str) -> torch.Tensor:
+        if name not in self.tensors:
+            raise ModelError(f"the checkpoint has no tensor {name}")
+        return self.tensors[name]
 
 
 def _load_layer(load: _Weights, layer: str, kind: LayerKind, architecture: Architecture) -> Layer:

@@ -112,7 +112,7 @@ class _Replay:
     def _fork(self, promise: TokenPromise, index: int) -> None:
         path = f"{MAIN_BRANCH}.{len(self.bodies)}"
         forced = promise.body[:1]
-        branch = self.engine.fork(self.main.branch, forced, path=path, gap=promise.num_tokens, keep_logits=True)
+        branch = self.engine.fork(self.main.branch, forced, path=path, gap=promise.gap, keep_logits=True)
         rest = [(token, index + offset) for offset, token in enumerate(promise.body)][1:]
         self.bodies.append(_Script(branch, rest, [index]))
         self.open_bodies.append(self.bodies[-1])

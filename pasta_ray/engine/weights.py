@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     StrictDataclassError,
 )
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging
@@ -32,6 +33,8 @@ ADAPTERS = Path(__file__).parent.parent / "adapters"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.model", "*.jinja"]
 ROWS_FILE = "tag_rows.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass
@@ -109,8 +112,13 @@ def resolve_adapter(name: str) -> Path:
     for folder in (ADAPTERS / name, path) if path.name == name else (path,):
         if (folder / "adapter_config.json").is_file():
             return folder
-    shipped = sorted(file.parent.name for file in ADAPTERS.glob("*/adapter_config.json"))
-    raise ModelError(f"{path / 'adapter_config.json'}: no such file; adapters shipped: {', '.join(shipped) or 'none'}")
+    shipped = ", ".join(shipped_adapters()) or "none"
+    raise ModelError(f"{path / 'adapter_config.json'}: no such file; adapters shipped: {shipped}")
+
+
+def shipped_adapters() -> tuple[str, ...]:
+    """The names of the adapters that the package ships."""
+    return tuple(sorted(file.parent.name for file in ADAPTERS.glob("*/adapter_config.json")))
 
 
 def load_tags(folder: Path) -> TokenMap | None:
@@ -122,6 +130,44 @@ def load_tags(folder: Path) -> TokenMap | None:
     if len(kinds) > 1:
         raise ModelError(f"{folder}: holds {' and '.join(kind.file for kind in kinds)}; allowed: one of them")
     return kinds[0].load(folder) if kinds else None
+
+
+def find_tags(config: EngineConfig) -> TokenMap | None:
+    """The tags that the adapter writes, else those of the model itself. No weights are read."""
+    if config.adapter and (tags := load_tags(resolve_adapter(config.adapter))):
+        return tags
+    return load_tags(resolve_model(config))
+
+
+def check_adapter(config: EngineConfig) -> None:
+    """Raise the ModelError of an adapter that is made for another model, without reading any weights: by the names and
+    shapes in the files' heads. What only their content can tell, loading tells."""
+    if config.adapter is None:
+        return
+    adapter = resolve_adapter(config.adapter)
+    path = adapter / ADAPTER_FILE
+    _check_adapter(adapter / "adapter_config.json", path)
+    adapted = _read_shapes([path])
+    weights = _read_shapes(resolve_model(config).glob("*.safetensors"))
+    for name, shape in adapted.items():
+        target = re.sub(r"\.lora_[AB]\.", ".", name).removeprefix(PEFT_PREFIX)
+        side = 1 if ".lora_A." in name else 0  # A is [rank, inputs], B is [outputs, rank]
+        if target == name or target not in weights or shape[side] != weights[target][side]:
+            raise ModelError(
+                f"{path}: does not fit model {config.model!r}: {name} is {list(shape)},"
+                f" {target} is {list(weights[target]) if target in weights else 'not there'}"
+            )
+
+
+def _read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
+    return shapes
 
 
 def read_tensors(files: tuple[Path, ...]) -> dict[str, torch.Tensor]:
@@ -138,7 +184,7 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
     """The model's tensors, float32, with a PEFT LoRA adapter merged into them."""
     from peft import PeftModel  # takes seconds to import, and only adapters need it
 
-    path = adapter / "adapter_model.safetensors"
+    path = adapter / ADAPTER_FILE
     _check_adapter(adapter / "adapter_config.json", path)
     with _no_progress_bar(), _as_model_error(folder):
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

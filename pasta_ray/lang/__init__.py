@@ -6,7 +6,9 @@ from pasta_ray.lang.layout import Layout, layout
 from pasta_ray.lang.lexer import PastaSyntaxError
 from pasta_ray.lang.ordered import OrderedText
 from pasta_ray.lang.parser import Parser, parse
+from pasta_ray.lang.positions import PRED_1X, PRED_10X, PositionStrategy
 from pasta_ray.lang.tags import TAG_NAMES, TagMap, TokenMap
+from pasta_ray.lang.threads import Thread, thread_layout
 from pasta_ray.lang.tokens import (
     TokenDocument,
     TokenFormError,
@@ -20,6 +22,8 @@ from pasta_ray.lang.tokens import (
 
 __all__ = [
     "CONTROL_NAMES",
+    "PRED_1X",
+    "PRED_10X",
     "TAG_NAMES",
     "ControlMap",
     "Document",
@@ -28,10 +32,12 @@ __all__ = [
     "OrderedText",
     "Parser",
     "PastaSyntaxError",
+    "PositionStrategy",
     "Promise",
     "Sync",
     "TagMap",
     "Text",
+    "Thread",
     "TokenDocument",
     "TokenFormError",
     "TokenMap",
@@ -43,4 +49,5 @@ __all__ = [
     "layout",
     "parse",
     "read_tokens",
+    "thread_layout",
 ]

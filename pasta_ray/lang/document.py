@@ -2,15 +2,14 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pasta_ray.errors import PastaError
+from pasta_ray.lang.positions import PRED_10X, PositionStrategy
 
 MAX_TOPIC_WORDS = 3
 MAX_TOPIC_CHARS = 64
-COUNT_UNIT = 10
-MAX_COUNT = 999  # N / 10: three digits
 TOPIC_FORBIDDEN = re.compile(r'["<>\\\x00-\x1f\x7f\u0085\u2028\u2029]')
 
 # A backslash before a tag makes it text; backslashes that stand directly before a tag are doubled.
@@ -45,17 +44,14 @@ def check_topic(topic: str) -> Wrong | None:
     return None
 
 
-def check_count(num_tokens: int) -> Wrong | None:
-    """A predicted length N is a multiple of 10, from 10 to 9,990."""
-    if num_tokens % COUNT_UNIT or not COUNT_UNIT <= num_tokens <= COUNT_UNIT * MAX_COUNT:
-        allowed = f"a multiple of {COUNT_UNIT}, {COUNT_UNIT} to {COUNT_UNIT * MAX_COUNT}"
-        return Wrong(f"tokens {num_tokens}", allowed)
-    return None
+def check_count(num_tokens: int, positions: PositionStrategy) -> Wrong | None:
+    """A predicted length N is what the position strategy can write: with Pred-10X a multiple of 10, up to 9,990."""
+    return None if positions.allows(num_tokens) else Wrong(f"tokens {num_tokens}", positions.allowed)
 
 
 def predicted_tokens(body_tokens: int) -> int:
     """The exact N (Pred-10X) of a body of ``body_tokens`` tokens, its tags counted: rounded up to a multiple of 10."""
-    return -(-body_tokens // COUNT_UNIT) * COUNT_UNIT
+    return PRED_10X.predict(body_tokens)
 
 
 @dataclass(frozen=True)
@@ -70,14 +66,18 @@ class Sync:
 
 @dataclass(frozen=True)
 class Promise:
-    """A promise and its body. The body is a tree of its own, ready for nesting; version 1 holds only text in it."""
+    """A promise and its body. The body is a tree of its own, ready for nesting; version 1 holds only text in it.
+
+    ``positions`` says which lengths may be predicted; it is no part of what the document says.
+    """
 
     topic: str
     num_tokens: int
     body: tuple["Node", ...]
+    positions: PositionStrategy = field(default=PRED_10X, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        wrong = check_topic(self.topic) or check_count(self.num_tokens)
+        wrong = check_topic(self.topic) or check_count(self.num_tokens, self.positions)
         if wrong:
             raise DocumentError(str(wrong))
         if not all(isinstance(node, Text) for node in self.body):
@@ -120,7 +120,7 @@ class Document:
         return _text(self.nodes)
 
     def linear(self) -> str:
-        """The text form; ``parse(document.linear()) == document``."""
+        """The text form; ``parse(document.linear()) == document``, with the promises' position strategy."""
         parts = []
         for node in self.nodes:
             if isinstance(node, Promise):
@@ -194,7 +194,7 @@ def _normal(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
                 merged[-1] = Text(merged[-1].text + node.text)
                 continue
         elif isinstance(node, Promise):
-            node = Promise(node.topic, node.num_tokens, _normal(node.body))
+            node = replace(node, body=_normal(node.body))
         merged.append(node)
     return tuple(merged)
 

@@ -7,26 +7,27 @@ turns that into one mask of its vocabulary for each phase.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
+from typing import Protocol
 
-from pasta_ray.lang.document import COUNT_UNIT, MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.document import MAX_TOPIC_CHARS, MAX_TOPIC_WORDS, TOPIC_FORBIDDEN
+from pasta_ray.lang.positions import PositionStrategy
 from pasta_ray.lang.tags import TagMap
 
 MAX_COUNT_DIGITS = 3
-MAX_DECODED_COUNT = 99  # of tens of tokens: a body that a model promises takes no more than two digits
 MAX_TOPIC_TOKENS = 12  # a topic of this many tokens takes no more
-# The annotation of one promise at most: three tags, topic and two digits of its head, two tags of its body, a sync.
-MAX_PROMISE_ANNOTATION = 3 + MAX_TOPIC_TOKENS + len(str(MAX_DECODED_COUNT)) + 2 + 1
 MAX_TOPIC_TOKEN = 16  # characters of one token that may stand in a topic
 MAX_TOPIC_GROWTH = MAX_TOPIC_CHARS - MAX_TOPIC_TOKEN  # a topic of this many characters takes no more
 
 
 class Kind(Enum):
-    """What a token is. ``WORD`` starts with a space and ``PIECE`` does not: both are fit for a topic."""
+    """What a token is. ``WORD`` starts with a space and ``PIECE`` does not: both are fit for a topic. ``UNFIT`` could
+    be part of one, but is not written in any: half of a character, a space alone, more than a word, a very long one."""
 
     TEXT = auto()  # any token that is no tag, special ones included
     CONTENT = auto()  # text without special tokens: what a body is made of
     PIECE = auto()
     WORD = auto()
+    UNFIT = auto()
     FIRST_DIGITS = auto()  # digits without a leading zero
     DIGITS = auto()
     PROMISE = auto()
@@ -38,7 +39,7 @@ class Kind(Enum):
 
 
 class Phase(IntEnum):
-    """Where a branch stands. The values number the rows of a decoder's mask bank."""
+    """Where a branch stands. The values number the rows of a decoder's mask bank; :func:`free_row` has the others."""
 
     PLAIN = 0  # no tag at all
     THREAD = auto()  # of APAR, where it may fork
@@ -49,7 +50,9 @@ class Phase(IntEnum):
     TOPIC = auto()
     TOPIC_LAST_WORD = auto()
     TOPIC_END = auto()
-    COUNT_START = auto()
+    COUNT_START = auto()  # of two digits at most
+    COUNT_START_OF_3 = auto()
+    COUNT_LAST_2_DIGITS = auto()
     COUNT_LAST_DIGIT = auto()
     COUNT_END = auto()
     BODY_START = auto()
@@ -68,14 +71,34 @@ ALLOWS: dict[Phase, frozenset[Kind]] = {
     Phase.TOPIC_LAST_WORD: frozenset({Kind.PIECE, Kind.TOKENS}),
     Phase.TOPIC_END: frozenset({Kind.TOKENS}),
     Phase.COUNT_START: frozenset({Kind.FIRST_DIGITS}),
+    Phase.COUNT_START_OF_3: frozenset({Kind.FIRST_DIGITS}),
+    Phase.COUNT_LAST_2_DIGITS: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_LAST_DIGIT: frozenset({Kind.DIGITS, Kind.PROMISE_END}),
     Phase.COUNT_END: frozenset({Kind.PROMISE_END}),
     Phase.BODY_START: frozenset({Kind.CONTENT}),
     Phase.BODY: frozenset({Kind.CONTENT, Kind.ASYNC_END}),
     Phase.BODY_END: frozenset({Kind.ASYNC_END}),
 }
+# What a branch without the constraint does not write either: limits of the decoder, which break no grammar.
+LIMITS: dict[Phase, frozenset[Kind]] = {
+    Phase.PLAIN: frozenset({Kind.PROMISE}),
+    Phase.MAIN_OPEN_FULL: frozenset({Kind.PROMISE}),
+    Phase.TOPIC_START: frozenset({Kind.WORD, Kind.UNFIT}),
+    Phase.TOPIC: frozenset({Kind.UNFIT}),
+    Phase.TOPIC_LAST_WORD: frozenset({Kind.UNFIT}),
+    Phase.TOPIC_END: frozenset({Kind.PIECE, Kind.WORD, Kind.UNFIT}),
+    Phase.COUNT_END: frozenset({Kind.DIGITS}),
+    Phase.BODY_START: frozenset({Kind.ASYNC_END}),
+}
 # The most digits that one token may have where digits are allowed.
-DIGITS_LEFT = {Phase.COUNT_START: 2, Phase.COUNT_LAST_DIGIT: 1}
+DIGITS_LEFT = {
+    Phase.COUNT_START: 2,
+    Phase.COUNT_START_OF_3: 3,
+    Phase.COUNT_LAST_2_DIGITS: 2,
+    Phase.COUNT_LAST_DIGIT: 1,
+}
+_COUNT_STARTS = {2: Phase.COUNT_START, 3: Phase.COUNT_START_OF_3}
+_COUNT_GOES_ON = {2: Phase.COUNT_LAST_2_DIGITS, 1: Phase.COUNT_LAST_DIGIT, 0: Phase.COUNT_END}
 
 
 def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
@@ -85,16 +108,59 @@ def kinds_of(text: str, *, special: bool) -> frozenset[Kind]:
     kinds = {Kind.TEXT, Kind.CONTENT}
     core = text[1:] if text.startswith(" ") else text
     fit = 0 < len(core) <= MAX_TOPIC_TOKEN and core.isprintable() and " " not in core and "\ufffd" not in core
-    if fit and not TOPIC_FORBIDDEN.search(core):
-        kinds.add(Kind.PIECE if core == text else Kind.WORD)
+    if not TOPIC_FORBIDDEN.search(core):
+        kinds.add(Kind.UNFIT if not fit else Kind.PIECE if core == text else Kind.WORD)
     if text.isascii() and text.isdigit() and len(text) <= MAX_COUNT_DIGITS:
         kinds |= {Kind.DIGITS} if text.startswith("0") else {Kind.DIGITS, Kind.FIRST_DIGITS}
     return frozenset(kinds)
 
 
+def free_row(row: int) -> int:
+    """The row of a decoder's mask bank that masks only the limits of the phase ``row``."""
+    return len(Phase) + row
+
+
+def max_promise_annotation(positions: PositionStrategy) -> int:
+    """The tokens of one promise's annotation at most: three tags, topic and digits of its head, two tags of its body, a
+    sync."""
+    return 3 + MAX_TOPIC_TOKENS + positions.max_decoded_digits + 2 + 1
+
+
 def body_budget(tokens_predicted: int) -> int:
     """The most tokens a body may have, its tags counted: twice what was predicted, at least 64 more than that."""
     return max(2 * tokens_predicted, tokens_predicted + 64)
+
+
+class Grammar(Protocol):
+    """What a branch is constrained by."""
+
+    @property
+    def mask_row(self) -> int: ...
+
+    def advance(self, token: int) -> None: ...
+
+
+@dataclass
+class Unconstrained:
+    """A branch that may break its grammar. Only limits are masked, so that as long as it is not ``broken`` it has
+    written what it might have written constrained; greedily, the very same.
+
+    ``allows`` says whether a phase's mask lets a token through. Whoever runs the branch ends this when it is broken.
+    """
+
+    grammar: Grammar
+    allows: Callable[[int, int], bool]
+    broken: bool = False
+
+    @property
+    def mask_row(self) -> int:
+        return free_row(self.grammar.mask_row)
+
+    def advance(self, token: int) -> None:
+        """Move on by any token; one that the grammar forbids leaves it where it is."""
+        self.broken = not self.allows(self.grammar.mask_row, token)
+        if not self.broken:
+            self.grammar.advance(token)
 
 
 @dataclass
@@ -128,13 +194,12 @@ class MainGrammar:
     phase: Phase = Phase.MAIN
     _topic: str = field(default="", repr=False)
     _num_topic_tokens: int = 0
-    _num_digits: int = 0
 
     @property
     def mask_row(self) -> int:
         if self.phase not in (Phase.MAIN, Phase.MAIN_OPEN):
             return self.phase
-        room = self.num_open < self.max_branches and self.positions_left >= COUNT_UNIT * MAX_DECODED_COUNT
+        room = self.num_open < self.max_branches and self.positions_left >= self.tags.positions.max_decoded_gap
         may_promise = self.num_promises < self.max_promises and room
         if self.num_unsynced:
             return Phase.MAIN_OPEN if may_promise else Phase.MAIN_OPEN_FULL
@@ -145,7 +210,7 @@ class MainGrammar:
         if token == self.tags.promise:
             self.phase, self._topic, self._num_topic_tokens = Phase.TOPIC_START, "", 0
         elif token == self.tags.tokens:
-            self.phase, self._num_digits = Phase.COUNT_START, 0
+            self.phase = _COUNT_STARTS[self.tags.positions.max_decoded_digits]
         elif token == self.tags.promise_end:
             self.num_promises += 1
             self.num_unsynced += 1
@@ -157,9 +222,8 @@ class MainGrammar:
             self._topic += self.token_text(token)
             self._num_topic_tokens += 1
             self.phase = self._topic_phase()
-        elif self.phase in (Phase.COUNT_START, Phase.COUNT_LAST_DIGIT):
-            self._num_digits += len(self.token_text(token))
-            self.phase = Phase.COUNT_LAST_DIGIT if self._num_digits == 1 else Phase.COUNT_END
+        elif self.phase in DIGITS_LEFT:
+            self.phase = _COUNT_GOES_ON[DIGITS_LEFT[self.phase] - len(self.token_text(token))]
 
     def _topic_phase(self) -> Phase:
         if len(self._topic) >= MAX_TOPIC_GROWTH or self._num_topic_tokens >= MAX_TOPIC_TOKENS:

@@ -36,7 +36,7 @@ def layout(document: TokenDocument, prompt_ids: Sequence[int] = ()) -> Layout:
     for node in document.nodes:
         if isinstance(node, TokenPromise):
             build.main(node.head)
-            build.body(node.body, node.num_tokens)
+            build.body(node.body, node.gap)
         elif isinstance(node, TokenSync):
             build.join()
             build.main((node.id,))
@@ -66,13 +66,13 @@ class _Builder:
             self.next_position += 1
             self.last_main = index
 
-    def body(self, ids: Sequence[int], num_tokens: int) -> None:
+    def body(self, ids: Sequence[int], gap: int) -> None:
         start = len(self.ids)
         for offset, token in enumerate(ids):
             index = self._append(token, self.next_position + offset, start + offset - 1 if offset else None)
             self.visible.append(merge((*self.seen, (start, index + 1))))
         self.open_bodies += ((start, len(self.ids)),)
-        self.next_position += num_tokens
+        self.next_position += gap
 
     def join(self) -> None:
         self.seen = merge((*self.seen, *self.open_bodies))

@@ -10,6 +10,7 @@ from typing import Literal, Never
 
 from pasta_ray.errors import PastaError
 from pasta_ray.lang.document import TAG_OPENING, check_count, check_topic
+from pasta_ray.lang.positions import PRED_10X, PositionStrategy
 
 MAX_TAG_CHARS = 200
 
@@ -61,7 +62,8 @@ _PROMISE_PARTS = (
 class Lexer:
     """``feed`` pieces, then ``close``; each yields the lexemes that are certain by then. Read each to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, positions: PositionStrategy = PRED_10X) -> None:
+        self._positions = positions
         self._tail = ""  # undecided characters, starting at a "<"
         self._num_backslashes = 0  # directly before _tail, not given out yet
         self._line = 1
@@ -149,7 +151,7 @@ class Lexer:
             if "topic" in match.groupdict():
                 wrong = check_topic(values["topic"])
             elif "tokens" in match.groupdict():
-                wrong = check_count(int(values["tokens"]))
+                wrong = check_count(int(values["tokens"]), self._positions)
             if wrong:
                 self._fail(tag, at, wrong.allowed, found=wrong.found)
             at = match.end()

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pasta_ray.lang.document import Document, Node, Promise, Sync, Text
 from pasta_ray.lang.lexer import Kind, Lexeme, Lexer, PastaSyntaxError
+from pasta_ray.lang.positions import PRED_10X, PositionStrategy
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,12 @@ class Parser:
     """``feed`` pieces of text of any size, then ``close``; each yields the events that are certain by then.
 
     Read each call's events to their end before the next call. PastaSyntaxError comes in its place among the events,
-    at the first thing that does not fit; from then on every call raises it again.
+    at the first thing that does not fit; from then on every call raises it again. ``positions`` says which lengths a
+    promise may predict.
     """
 
-    def __init__(self) -> None:
-        self._lexer = Lexer()
+    def __init__(self, positions: PositionStrategy = PRED_10X) -> None:
+        self._lexer = Lexer(positions)
         self._state: State = "main"
         self._error: PastaSyntaxError | None = None
 
@@ -112,7 +114,7 @@ def _event(lexeme: Lexeme) -> Event | None:
             return None
 
 
-def build_document(events: Iterable[Event]) -> Document:
+def build_document(events: Iterable[Event], positions: PositionStrategy = PRED_10X) -> Document:
     """The tree of a complete run of events."""
     main: list[Node] = []
     body: list[Node] = []
@@ -128,14 +130,14 @@ def build_document(events: Iterable[Event]) -> Document:
                 body = []
                 into = body
             case BodyEnded():
-                main.append(Promise(promise.topic, promise.num_tokens, tuple(body)))
+                main.append(Promise(promise.topic, promise.num_tokens, tuple(body), positions))
                 into = main
             case SyncRead():
                 main.append(Sync())
     return Document(tuple(main))
 
 
-def parse(text: str) -> Document:
+def parse(text: str, positions: PositionStrategy = PRED_10X) -> Document:
     """Linear PASTA-LANG text to its Document. Raises PastaSyntaxError with line, column and what was expected."""
-    parser = Parser()
-    return build_document([*parser.feed(text), *parser.close()])
+    parser = Parser(positions)
+    return build_document([*parser.feed(text), *parser.close()], positions)

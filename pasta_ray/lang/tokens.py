@@ -1,21 +1,16 @@
 """The token form of a document, and its conversion to and from the text form, without loss."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from pasta_ray.errors import PastaError
-from pasta_ray.lang.document import (
-    COUNT_UNIT,
-    Document,
-    DocumentError,
-    Node,
-    Promise,
-    Sync,
-    Text,
-    predicted_tokens,
-)
+from pasta_ray.lang.document import Document, DocumentError, Node, Promise, Sync, Text, check_count
+from pasta_ray.lang.positions import PRED_10X, PositionStrategy
 from pasta_ray.lang.tags import TagMap
+
+_COUNT = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
 class TextTokenizer(Protocol):
@@ -42,11 +37,20 @@ class TokenText:
 
 @dataclass(frozen=True)
 class TokenPromise:
-    """``head`` is ``<|promise|> T <|tokens|> N/10 <|/promise|>``, ``body`` is ``<|async|> … <|/async|>``."""
+    """``head`` is ``<|promise|> T <|tokens|> N/unit <|/promise|>``, ``body`` is ``<|async|> … <|/async|>``.
+
+    ``positions`` is what the head was written with, and says where the main branch goes on.
+    """
 
     head: tuple[int, ...]
     num_tokens: int
     body: tuple[int, ...]
+    positions: PositionStrategy = PRED_10X
+
+    @property
+    def gap(self) -> int:
+        """The positions that the main branch skips behind the promise."""
+        return self.positions.gap(self.num_tokens)
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,18 @@ class TokenDocument:
 def encode_document(
     document: Document, tokenizer: TextTokenizer, tags: TagMap, *, exact: bool = False
 ) -> TokenDocument:
-    """Text form to token form. With ``exact`` each N is what its body really takes, whatever the document says."""
+    """Text form to token form. With ``exact`` each N is what its body really takes, whatever the document says.
+
+    Raises DocumentError for an N that the tags' position strategy cannot write, such as 15 with Pred-10X.
+    """
     nodes: list[TokenNode] = []
     for node in document.nodes:
         if isinstance(node, Promise):
             content = tokenizer.encode(node.text())
             body = (tags.async_, *content, tags.async_end)
-            num_tokens = predicted_tokens(len(body)) if exact else node.num_tokens
-            nodes.append(TokenPromise(_encode_head(node.topic, num_tokens, tokenizer, tags), num_tokens, body))
+            num_tokens = tags.positions.predict(len(body)) if exact else node.num_tokens
+            head = _encode_head(node.topic, num_tokens, tokenizer, tags)
+            nodes.append(TokenPromise(head, num_tokens, body, tags.positions))
         elif isinstance(node, Sync):
             nodes.append(TokenSync(tags.sync))
         else:
@@ -95,7 +103,9 @@ def encode_document(
 
 
 def _encode_head(topic: str, num_tokens: int, tokenizer: TextTokenizer, tags: TagMap) -> tuple[int, ...]:
-    count = tokenizer.encode(str(num_tokens // COUNT_UNIT))
+    if wrong := check_count(num_tokens, tags.positions):
+        raise DocumentError(f"promise {topic!r}: {wrong} (position strategy {tags.positions.name})")
+    count = tokenizer.encode(str(num_tokens // tags.positions.unit))
     return (tags.promise, *tokenizer.encode(topic), tags.tokens, *count, tags.promise_end)
 
 
@@ -132,7 +142,8 @@ def _read_promise(ids: Sequence[int], start: int, tokenizer: TextTokenizer, tags
     if end + 1 >= len(ids) or ids[end + 1] != tags.async_:
         raise TokenFormError(end + 1, "no body", "<|async|> right after <|/promise|>")
     body_end = _next_tag(ids, end + 2, tags.async_end, tags, "<|/async|>; version 1 has no tags inside a body")
-    return TokenPromise(tuple(ids[start : end + 1]), num_tokens, tuple(ids[end + 1 : body_end + 1]))
+    head, body = tuple(ids[start : end + 1]), tuple(ids[end + 1 : body_end + 1])
+    return TokenPromise(head, num_tokens, body, tags.positions)
 
 
 def _next_tag(ids: Sequence[int], start: int, wanted: int, tags: TagMap, expected: str) -> int:
@@ -143,14 +154,17 @@ def _next_tag(ids: Sequence[int], start: int, wanted: int, tags: TagMap, expecte
 
 
 def read_head(head: Sequence[int], tokenizer: TextTokenizer, tags: TagMap, *, at: int = 0) -> tuple[str, int]:
-    """Topic and N of ``<|promise|> T <|tokens|> N/10 <|/promise|>``."""
+    """Topic and N of ``<|promise|> T <|tokens|> N/unit <|/promise|>``. Raises TokenFormError; the head starts at
+    ``at``."""
     split = list(head).index(tags.tokens)
     topic, count = tokenizer.decode(head[1:split]).strip(" "), tokenizer.decode(head[split + 1 : -1])
-    if not (count.isascii() and count.isdigit()):
-        raise TokenFormError(at + split + 1, repr(count), "digits: the predicted length divided by 10")
-    num_tokens = int(count) * COUNT_UNIT
+    unit = tags.positions.unit
+    if not _COUNT.fullmatch(count):
+        expected = f"digits without a leading zero: the predicted length divided by {unit}"
+        raise TokenFormError(at + split + 1, repr(count), expected)
+    num_tokens = int(count) * unit
     try:
-        Promise(topic, num_tokens, ())
+        Promise(topic, num_tokens, (), tags.positions)
     except DocumentError as error:
         raise TokenFormError(at, f"topic {topic!r} and count {count!r}", str(error)) from error
     return topic, num_tokens
@@ -162,7 +176,8 @@ def decode_document(tokens: TokenDocument, tokenizer: TextTokenizer, tags: TagMa
     for node in tokens.nodes:
         if isinstance(node, TokenPromise):
             topic, num_tokens = read_head(node.head, tokenizer, tags)
-            nodes.append(Promise(topic, num_tokens, (Text(tokenizer.decode(node.body[1:-1])),)))
+            body = (Text(tokenizer.decode(node.body[1:-1])),)
+            nodes.append(Promise(topic, num_tokens, body, tags.positions))
         elif isinstance(node, TokenSync):
             nodes.append(Sync())
         else:

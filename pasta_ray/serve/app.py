@@ -10,12 +10,13 @@ from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
 from pasta_ray.actors.cluster import COORDINATOR_OPTIONS, Cluster, CoordinatorActor
-from pasta_ray.actors.loading import LoadDecoder, LoadTokenizer, TokenizerLike
+from pasta_ray.actors.loading import LoadDecoder, LoadModels, LoadTokenizer, TokenizerLike
 from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, DecoderFactory, ReplicaDiedError
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ReplicaError
 from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
 from pasta_ray.serve.http import create_app
+from pasta_ray.serve.models import Models, read_models
 from pasta_ray.serve.service import Service
 
 COORDINATOR_NAME = "coordinator"
@@ -24,18 +25,19 @@ COORDINATOR_NAME = "coordinator"
 def build_app(args: ServeConfig) -> serve.Application:
     """`serve run pasta_ray.serve.app:build_app model=… adapter=…`: every field of `ServeConfig` is an argument.
 
-    Raises InputError and ModelError for a config that cannot work, before anything is started.
+    Raises InputError and ModelError for a config that cannot work, before anything is started. Fetches the model where
+    it is not there yet.
     """
-    from pasta_ray.engine.weights import resolve_adapter
-
-    engine = args.engine_config()
-    if engine.adapter:
-        resolve_adapter(engine.adapter)
-    return make_app(args, LoadDecoder(engine, args.draft_config()), LoadTokenizer(engine))
+    models = read_models(args)
+    engines = args.engine_configs()
+    draft = args.draft_config()
+    make_decoder = LoadModels({name: LoadDecoder(engine, draft) for name, engine in engines.items()})
+    tokenizer = LoadTokenizer(next(iter(engines.values())))  # of any: they differ in tags, which no client can write
+    return make_app(args, models, make_decoder, tokenizer)
 
 
 def make_app(
-    config: ServeConfig, make_decoder: DecoderFactory, make_tokenizer: Callable[[], TokenizerLike]
+    config: ServeConfig, models: Models, make_decoder: DecoderFactory, make_tokenizer: Callable[[], TokenizerLike]
 ) -> serve.Application:
     """The application over any decoder and tokenizer."""
     spec = ClusterSpec(
@@ -61,15 +63,17 @@ def make_app(
             )
         ],
     )(serve.ingress()(Ingress))
-    return deployment.bind(config, make_tokenizer)
+    return deployment.bind(config, models, make_tokenizer)
 
 
 class Ingress:
     """One HTTP worker: parses, tokenizes, streams. It holds no weights."""
 
-    def __init__(self, config: ServeConfig, make_tokenizer: Callable[[], TokenizerLike]) -> None:
-        logging.getLogger("pasta_ray").setLevel(logging.INFO)
-        self._service = Service(config, ServedCluster(), make_tokenizer())
+    def __init__(self, config: ServeConfig, models: Models, make_tokenizer: Callable[[], TokenizerLike]) -> None:
+        logger = logging.getLogger("pasta_ray")
+        logger.setLevel(logging.INFO)
+        logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
+        self._service = Service(config, models, ServedCluster(), make_tokenizer())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._service)

@@ -1,10 +1,11 @@
 """What the service is made of. One model for `serve run`'s arguments, a YAML file and the command line's options."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pasta_ray.errors import InputError
 
@@ -13,11 +14,26 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_ADAPTER = "pasta"
+DEFAULT_NAME = "smollm2-pasta"
+DEFAULT_VARIANTS = ("fast", "careful")
 PROXY_HEADROOM = 64
 
 
+class ServedModel(BaseModel):
+    """One of several models over the same weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    adapter: str | None = Field(description="a folder, a shipped adapter's name, or null for the base model")
+    aliases: tuple[str, ...] = Field(default=(), description="other names that clients may send for it")
+
+
 class ServeConfig(BaseModel):
-    """Every option of the service. Unknown ones are refused by name."""
+    """Every option of the service. Unknown ones are refused by name.
+
+    Without ``model``, ``adapter``, ``served_model_name`` and ``models`` the shipped adapters of the default model are
+    served: ``smollm2-pasta``, and its faster and its more careful variant.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,16 +46,25 @@ class ServeConfig(BaseModel):
     served_model_name: str | None = Field(
         default=None, description="the name that clients send; made of model and adapter"
     )
+    models: dict[str, ServedModel] | None = Field(
+        default=None,
+        min_length=1,
+        description="several adapters of the one model, by the names that clients send; instead of adapter",
+    )
     device: str = "cpu"
     dtype: str = "float32"
     quantization: Literal["auto", "none", "int8"] = Field(
-        default="auto", description="of the weights; auto is int8 where the CPU can and dtype is float32, else none"
+        default="auto", description="of the weights; auto is int8 on a CPU with VNNI in float32, else none"
     )
     max_kv_bytes: int | None = Field(
-        default=4 * 2**30, ge=1, description="KV of a replica's requests; beyond it they wait. null is no bound"
+        default=4 * 2**30,
+        ge=1,
+        description="KV of a replica's requests, each model an equal part; beyond it they wait. null is no bound",
     )
     prefix_cache_bytes: int = Field(
-        default=256 * 2**20, ge=0, description="KV kept of ended requests, for prompts that start alike"
+        default=256 * 2**20,
+        ge=0,
+        description="KV that a replica keeps of ended requests, each model an equal part, for prompts that start alike",
     )
     num_threads: int | None = Field(
         default=None, ge=1, description="per replica; null shares the cores, one left for HTTP"
@@ -51,7 +76,7 @@ class ServeConfig(BaseModel):
     max_draft: int = Field(default=4, ge=1, le=32, description="tokens that a branch guesses in a step, at most")
 
     replicas: int = Field(
-        default=1, ge=1, le=1024, description="decode replicas, each with its own copy of the weights"
+        default=1, ge=1, le=1024, description="decode replicas, each with its own copy of all models' weights"
     )
     cpus_per_replica: float = Field(default=1.0, ge=0, description="what Ray reserves")
     gpus_per_replica: float = Field(default=0.0, ge=0, description="what Ray reserves")
@@ -67,70 +92,121 @@ class ServeConfig(BaseModel):
     default_max_tokens: int = Field(default=512, ge=1, description="max_tokens of a request that names none")
     max_branches: int = Field(default=16, ge=1, description="the largest max_branches that a client may ask for")
 
+    @field_validator("models")
+    @classmethod
+    def _distinct(cls, models: dict[str, ServedModel] | None) -> dict[str, ServedModel] | None:
+        names = [name for served, model in (models or {}).items() for name in (served, *model.aliases)]
+        for name in names:
+            if not name or names.count(name) > 1:
+                raise ValueError(
+                    f"the name {name!r} stands for {names.count(name)} models; allowed: for one, not empty"
+                )
+        return models
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        single = sorted({"adapter", "served_model_name"} & self.model_fields_set)
+        if self.models is not None and single:
+            raise ValueError(f"{single[0]} names a single model; allowed: it, or models")
+        return self
+
     @property
-    def model_name(self) -> str:
-        """The name that clients use."""
-        if self.served_model_name:
-            return self.served_model_name
+    def served(self) -> dict[str, ServedModel]:
+        """The models by the names that clients send, in the order in which they are listed."""
+        if self.models is not None:
+            return self.models
+        if not self.model_fields_set & {"model", "adapter", "served_model_name"}:
+            return _shipped()
         name = Path(self.model).name.removesuffix(".gguf")
-        return f"{name}-{Path(self.adapter).name}" if self.adapter else name
+        derived = f"{name}-{Path(self.adapter).name}" if self.adapter else name
+        return {self.served_model_name or derived: ServedModel(adapter=self.adapter)}
 
-    @property
-    def default_method(self) -> str:
-        """A base model writes no PASTA-LANG."""
-        return "pasta" if self.adapter else "sequential"
+    def engine_configs(self) -> "dict[str, EngineConfig]":
+        """Each served model's own engine; InputError names a value that it does not take."""
+        served = self.served
+        return {name: self._engine_config(model.adapter, len(served)) for name, model in served.items()}
 
-    def engine_config(self) -> "EngineConfig":
-        """The engine's own config; InputError names a value that it does not take."""
+    def _engine_config(self, adapter: str | None, num_models: int) -> "EngineConfig":
         from pasta_ray.engine.config import EngineConfig, default_cache_dir
 
         return EngineConfig(
             model=self.model,
-            adapter=self.adapter,
+            adapter=adapter,
             device=self.device,
             dtype=self.dtype,
             quantization=self._quantization(),
-            max_kv_bytes=self.max_kv_bytes,
-            prefix_cache_bytes=self.prefix_cache_bytes,
+            max_kv_bytes=None if self.max_kv_bytes is None else max(1, self.max_kv_bytes // num_models),
+            prefix_cache_bytes=self.prefix_cache_bytes // num_models,
             num_threads=self.num_threads or max(1, (_num_cores() - 1) // self.replicas),
             cache_dir=self.cache_dir or default_cache_dir(),
         )
 
     def _quantization(self) -> str | None:
-        from pasta_ray.engine.int8 import has_int8
+        from pasta_ray.engine.int8 import int8_pays
 
         if self.quantization == "auto":
-            return "int8" if self.device == "cpu" and self.dtype == "float32" and has_int8() else None
+            return "int8" if self.device == "cpu" and self.dtype == "float32" and int8_pays() else None
         return None if self.quantization == "none" else self.quantization
 
     def draft_config(self) -> "DraftConfig":
         """How speculative methods guess."""
         from pasta_ray.engine.config import DraftConfig
 
-        return DraftConfig.beside(self.engine_config(), self.draft_model, self.max_draft)
+        return DraftConfig.beside(self._engine_config(None, 1), self.draft_model, self.max_draft)
 
 
-def read_config(path: Path | None, overrides: dict[str, Any]) -> ServeConfig:
-    """A YAML file of `ServeConfig`'s fields, with ``overrides`` on top. Raises InputError, naming file and field."""
+def _shipped() -> dict[str, ServedModel]:
+    """What is served by default. The variants are there where their adapters are; scripts know the first model by the
+    name that it would have alone."""
+    from pasta_ray.engine.weights import shipped_adapters
+
+    shipped = shipped_adapters()
+    models = {DEFAULT_NAME: ServedModel(adapter=DEFAULT_ADAPTER, aliases=(f"{DEFAULT_MODEL}-{DEFAULT_ADAPTER}",))}
+    for variant in DEFAULT_VARIANTS:
+        if (adapter := f"{DEFAULT_ADAPTER}-{variant}") in shipped:
+            models[f"{DEFAULT_NAME}-{variant}"] = ServedModel(adapter=adapter)
+    return models
+
+
+def read_config(
+    path: Path | None, overrides: dict[str, Any], also: Mapping[str, str | None] | None = None
+) -> ServeConfig:
+    """A YAML file of `ServeConfig`'s fields, with ``overrides`` on top, and more models ``also`` served, as adapters by
+    name. Raises InputError, naming file and field."""
+    fields = (_read_yaml(path) if path else {}) | overrides
+    config = _checked(path, fields)
+    if not also:
+        return config
+    more = {name: ServedModel(adapter=adapter) for name, adapter in also.items()}
+    for name in more.keys() & config.served.keys():
+        raise InputError(f"model {name!r} is served already; allowed: another name")
+    single = ("adapter", "served_model_name")  # which name the first of them
+    rest = {name: value for name, value in fields.items() if name not in single}
+    return _checked(path, rest | {"models": config.served | more})
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml
 
-    fields: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{path}: {error}") from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise InputError(f"{path}: a mapping of options is expected, not a {type(loaded).__name__}")
-        fields = loaded or {}
     try:
-        return ServeConfig(**(fields | overrides))
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: {error}") from error
+    if loaded is not None and not isinstance(loaded, dict):
+        raise InputError(f"{path}: a mapping of options is expected, not a {type(loaded).__name__}")
+    return loaded or {}
+
+
+def _checked(path: Path | None, fields: dict[str, Any]) -> ServeConfig:
+    try:
+        return ServeConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = f"{path}: " if path is not None else ""
-        raise InputError(
-            f"{where}{'.'.join(map(str, first['loc']))}: {first['msg']} (is {first['input']!r})"
-        ) from error
+        what = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            what = f"{'.'.join(map(str, first['loc']))}: {what} (is {first['input']!r})"
+        raise InputError(f"{where}{what}") from error
 
 
 def _num_cores() -> int:

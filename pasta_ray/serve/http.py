@@ -22,42 +22,45 @@ DONE = "data: [DONE]\n\n"
 
 
 def create_app(service: Service) -> FastAPI:
-    """The OpenAI API of one served model."""
+    """The OpenAI API of the served models."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
     started = int(time.time())
-    name = service.config.model_name
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody) -> Response:
         """Answer a conversation."""
         request = service.chat(body)
-        return await _respond(service, request, body, ChatShape(request.id, name))
+        return await _respond(service, request, body, ChatShape(request.id, body.model))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody) -> Response:
         """Continue a text."""
         request = service.completion(body)
-        return await _respond(service, request, body, CompletionShape(request.id, name))
+        return await _respond(service, request, body, CompletionShape(request.id, body.model))
 
-    def model_card() -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray"}
+    def model_card(name: str) -> dict[str, Any]:
+        root = service.models.find(name).name
+        return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": root}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """What is served."""
-        return {"object": "list", "data": [model_card()]}
+        """What is served. An alias has a card too, whose ``root`` is the model's own name."""
+        return {"object": "list", "data": [model_card(name) for name in service.models.by_name]}
 
     @app.get("/v1/models/{model:path}")
     async def model_named(model: str) -> dict[str, Any]:
-        service.check_model(model)
-        return model_card()
+        return model_card(model)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Status 200 once a replica can decode, 503 before."""
+        """Status 200 once a replica can decode, 503 before. Every replica holds every model."""
         cluster = await service.check_ready()
-        return {"status": "ok", "replicas": [dataclasses.asdict(replica) for replica in cluster.replicas]}
+        return {
+            "status": "ok",
+            "models": [dataclasses.asdict(model) for model in service.models.all],
+            "replicas": [dataclasses.asdict(replica) for replica in cluster.replicas],
+        }
 
     return app
 

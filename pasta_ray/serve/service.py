@@ -1,6 +1,7 @@
 """From a request's body to an answer's text: the limits, the tokens, and the time that an answer may take."""
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,8 +14,11 @@ from pasta_ray.actors.reading import Reader
 from pasta_ray.engine.messages import Events, Report, Request, Sampling
 from pasta_ray.errors import ReplicaError
 from pasta_ray.serve.config import ServeConfig
-from pasta_ray.serve.errors import DeadlineError, ModelNotFoundError, NotReadyError, ParameterError
+from pasta_ray.serve.errors import DeadlineError, NotReadyError, ParameterError
+from pasta_ray.serve.models import Model, Models
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
+
+logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
@@ -25,28 +29,27 @@ class Backend(Protocol):
 
 
 class Service:
-    """One served model."""
+    """The served models, which share limits, tokenizer and replicas."""
 
-    def __init__(self, config: ServeConfig, backend: Backend, tokenizer: TokenizerLike) -> None:
+    def __init__(self, config: ServeConfig, models: Models, backend: Backend, tokenizer: TokenizerLike) -> None:
         self.config = config
+        self.models = models
         self._backend = backend
         self._tokenizer = tokenizer
 
     def chat(self, body: ChatBody) -> Request:
         """The engine's request for a chat. Only the chat template writes special tokens, never a message's text."""
-        self.check_model(body.model)
+        model = self.models.find(body.model)
         messages = [message.plain() for message in body.messages]
-        request = self._request("chatcmpl", body, body.wanted_tokens, self._tokenizer.encode_chat(messages), "messages")
+        prompt_ids = self._tokenizer.encode_chat(messages)
+        request = self._request(model, "chatcmpl", body, body.wanted_tokens, prompt_ids, "messages")
         return replace(request, messages=tuple((message["role"], message["content"]) for message in messages))
 
     def completion(self, body: CompletionBody) -> Request:
         """The engine's request for a plain continuation."""
-        self.check_model(body.model)
-        return self._request("cmpl", body, body.wanted_tokens, self._tokenizer.encode(body.prompt), "prompt")
-
-    def check_model(self, name: str) -> None:
-        if name != self.config.model_name:
-            raise ModelNotFoundError(f"model {name!r} does not exist here; served: {self.config.model_name!r}")
+        model = self.models.find(body.model)
+        prompt_ids = self._tokenizer.encode(body.prompt)
+        return self._request(model, "cmpl", body, body.wanted_tokens, prompt_ids, "prompt")
 
     async def check_ready(self) -> ClusterHealth:
         """The replicas' health; NotReadyError until one of them can decode."""
@@ -64,7 +67,21 @@ class Service:
         raise ReplicaError("the answer ended before its report")
 
     async def stream(self, request: Request) -> AsyncGenerator[str | Report, None]:
-        """Text in document order as it becomes readable, then the report."""
+        """Text in document order as it becomes readable, then the report. Its end is a line in the log."""
+        outcome = "its reader left"
+        try:
+            async with aclosing(self._pieces(request)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, Report):
+                        outcome = _summary(piece)
+                    yield piece
+        except Exception as error:
+            outcome = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            logger.info("%s, model %s, method %s: %s", request.id, request.model, request.method, outcome)
+
+    async def _pieces(self, request: Request) -> AsyncGenerator[str | Report, None]:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout_s
         reader = Reader()
         async with aclosing(self._backend.decode(request)) as messages:
@@ -82,7 +99,13 @@ class Service:
         yield reader.report
 
     def _request(
-        self, kind: str, body: Generation, max_tokens: int | None, prompt_ids: list[int], prompt_field: str
+        self,
+        model: Model,
+        kind: str,
+        body: Generation,
+        max_tokens: int | None,
+        prompt_ids: list[int],
+        prompt_field: str,
     ) -> Request:
         config = self.config
         if len(prompt_ids) > config.max_prompt_tokens:
@@ -102,13 +125,22 @@ class Service:
         return Request(
             id=f"{kind}-{secrets.token_hex(12)}",
             prompt_ids=tuple(prompt_ids),
-            method=body.pasta.method or config.default_method,
+            method=body.pasta.method or model.method,
             max_tokens=max_tokens,
             max_branches=max_branches,
             router=body.pasta.router,
+            model=model.name,
             sampling=Sampling(
                 temperature=body.temperature or 0.0,
                 top_p=1.0 if body.top_p is None else body.top_p,
                 seed=secrets.randbits(31) if body.seed is None else body.seed,
             ),
         )
+
+
+def _summary(report: Report) -> str:
+    usage, parallel = report.usage, report.parallel
+    return (
+        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens in {report.timing.wall_s:.2f} s,"
+        f" {parallel.num_promises} promises, critical path {parallel.critical_path}, {report.finish_reason}"
+    )

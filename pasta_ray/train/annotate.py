@@ -1,39 +1,25 @@
-"""Instruction/answer pairs to documents: choose what is worth learning from, annotate it, count what is dropped."""
+"""Pairs to lines: choose what is worth learning from, annotate it, check it, say why the rest is dropped."""
 
-import re
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from pasta_ray.errors import InputError
-from pasta_ray.lang import Document, Promise, Text
+from pasta_ray.lang import Document, PastaSyntaxError, Promise, parse
 from pasta_ray.lang.document import Node
-from pasta_ray.train.annotators.syntax import LEVELS, Level, annotate
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.annotators.base import Annotation, Annotator, CountTokens
+from pasta_ray.train.annotators.splits import speedup
+from pasta_ray.train.annotators.topics import topic_fault
+from pasta_ray.train.endpoint import Usage
+from pasta_ray.train.pairs import Pair
 
 LOOP_WORDS = 6
-_NUMBERED = re.compile(r"\s*\W*\d+[.)]")
+ORIGIN = {"id", "instruction", "input", "system", "source", "license"}
 
-
-class Pair(BaseModel):
-    """One line of an answers file. ``finished`` is false for an answer that was cut off; it loses its last part."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    instruction: str
-    output: str
-    input: str | None = None
-    system: str | None = None
-    source: str | None = None
-    license: str | None = None
-    benchmark: bool = False
-    split: str | None = None
-    finished: bool = True
+# A document's record, as training reads it, with its predicted "speedup"; or the "id" of a dropped pair with its
+# "reason" and, where there is one, a "detail". Both may hold the "usage" of an endpoint.
+Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -47,85 +33,102 @@ class Selection:
     max_repetition: float = 0.1
     max_promises: int = 8
     only_promising: bool = False
-    levels: Sequence[Level] = LEVELS
 
 
 @dataclass
-class Annotated:
-    """What an annotation run made of its input: counts of documents and promises, and of pairs dropped, by reason."""
+class Counts:
+    """What annotating made of its input. ``speedup`` is the geometric mean of the documents' predicted speedups."""
 
     num_documents: int = 0
     num_with_promises: int = 0
     num_promises: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+    _log_speedup: float = 0.0
 
+    @property
+    def speedup(self) -> float:
+        return math.exp(self._log_speedup / max(self.num_documents, 1))
 
-def read_pairs(path: Path) -> Iterator[Pair]:
-    """Raises InputError that names file and line."""
-    for number, values in read_json_lines(path):
-        try:
-            yield Pair.model_validate(values)
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number}: {explain(error)}") from error
+    def add(self, line: Line) -> None:
+        self.usage += Usage(**line.get("usage", {}))
+        if "reason" in line:
+            self.dropped[line["reason"]] += 1
+            return
+        num_promises = len(parse(line["document"]).promises)
+        self.num_documents += 1
+        self.num_with_promises += num_promises > 0
+        self.num_promises += num_promises
+        self._log_speedup += math.log(line["speedup"])
 
 
 def annotate_pairs(
-    pairs: Iterable[Pair], count_tokens: Callable[[str], int], selection: Selection, result: Annotated
-) -> Iterator[dict[str, Any]]:
-    """The document records of ``pairs``, as training reads them; ``result`` is counted up on the way."""
-    for pair in pairs:
-        document, reason = _choose(pair, count_tokens, selection)
-        if reason:
-            result.dropped[reason] += 1
-            continue
-        result.num_documents += 1
-        result.num_with_promises += bool(document.promises)
-        result.num_promises += len(document.promises)
-        origin = pair.model_dump(
-            include={"id", "instruction", "input", "system", "source", "license"}, exclude_none=True
+    pairs: Iterable[Pair], annotator: Annotator, count_tokens: CountTokens, selection: Selection
+) -> list[Line]:
+    """One line a pair, in order."""
+    stripped = [pair.model_copy(update={"output": pair.output.strip()}) for pair in pairs]
+    reasons = [unfit(pair, count_tokens, selection) for pair in stripped]
+    annotations = iter(annotator.annotate([p for p, reason in zip(stripped, reasons, strict=True) if not reason]))
+    lines = []
+    for pair, reason in zip(stripped, reasons, strict=True):
+        annotation = Annotation(reason=reason) if reason else next(annotations)
+        line = _line(pair, _checked(pair, annotation, selection), count_tokens)
+        lines.append(line | ({"usage": asdict(annotation.usage)} if annotation.usage else {}))
+    return lines
+
+
+def _line(pair: Pair, annotation: Annotation, count_tokens: CountTokens) -> Line:
+    if annotation.document is None:
+        return {"id": pair.id, "reason": annotation.reason} | (
+            {"detail": annotation.detail} if annotation.detail else {}
         )
-        yield origin | {"document": document.linear()}
+    return pair.model_dump(include=ORIGIN, exclude_none=True) | {
+        "document": annotation.document.linear(),
+        "speedup": round(speedup(annotation.document, count_tokens), 3),
+    }
 
 
-def _choose(pair: Pair, count_tokens: Callable[[str], int], selection: Selection) -> tuple[Document, str | None]:
-    """The document of a pair, and why it is not fit, if it is not. Topics repeat where two are equal, or half of
-    them begin with words that others begin with."""
-    answer = pair.output.strip()
-    document = Document((Text(answer),))
-    reason = _unfit(pair, answer, count_tokens, selection)
-    if reason:
-        return document, reason
-    document = annotate(answer, count_tokens, selection.levels)
+def _checked(pair: Pair, annotation: Annotation, selection: Selection) -> Annotation:
+    """The annotation, its document shortened where it must be; or why the pair is dropped. Whoever wrote the document:
+    it has to parse, and to say what the answer says."""
+    document = annotation.document
+    if document is None:
+        return annotation
+    try:
+        parsed = parse(document.linear())
+    except PastaSyntaxError as error:
+        return Annotation(reason="the document does not parse", detail=str(error))
+    if parsed != document or document.text() != pair.output:
+        return Annotation(reason="the document changes the text")
     if not pair.finished:
         document = _first_parts(document, len(document.promises) - 1)
         if len(document.promises) < 2:
-            return document, "cut off"
+            return Annotation(reason="cut off")
     document = _first_parts(document, selection.max_promises)
-    topics = [promise.topic.lower() for promise in document.promises]
-    if any(promise.topic[0].isdigit() or _NUMBERED.match(promise.text()) for promise in document.promises):
-        return document, "numbered twice"  # "1. 1. First": a model that learns it counts for ever
-    if len(set(topics)) < len(topics) or 2 * len({topic.split()[0] for topic in topics}) <= len(topics) > 1:
-        return document, "repeats a topic"
-    if selection.only_promising and not topics:
-        return document, "no promise"
-    return document, None
+    fault = topic_fault(document)
+    if fault:
+        return Annotation(reason=fault)
+    if selection.only_promising and not document.promises:
+        return Annotation(reason="no promise")
+    return Annotation(document)
 
 
-def _unfit(pair: Pair, answer: str, count_tokens: Callable[[str], int], selection: Selection) -> str | None:
+def unfit(pair: Pair, count_tokens: CountTokens, selection: Selection) -> str:
+    """Why a pair is no use, whatever its annotation; empty where it is fit."""
     if pair.benchmark:
         return "benchmark prompt"
     if pair.split not in (None, "train"):
         return f"{pair.split} split"
     if count_tokens(" ".join(filter(None, (pair.system, pair.instruction, pair.input)))) > selection.max_prompt_tokens:
         return "prompt too long"
-    num_tokens = count_tokens(answer)
+    num_tokens = count_tokens(pair.output)
     if num_tokens < selection.min_tokens:
         return "answer too short"
     if num_tokens > selection.max_tokens:
         return "answer too long"
-    if repetition(answer) > selection.max_repetition:
+    if repetition(pair.output) > selection.max_repetition:
         return "repeats itself"
-    return None
+    return ""
 
 
 def repetition(text: str) -> float:
@@ -149,3 +152,10 @@ def _first_parts(document: Document, num: int) -> Document:
     while nodes and not isinstance(nodes[-1], Promise):
         nodes.pop()
     return Document(tuple(nodes))
+
+
+def count(lines: Sequence[Line]) -> Counts:
+    counts = Counts()
+    for line in lines:
+        counts.add(line)
+    return counts

@@ -1,5 +1,6 @@
 """Documents to packed batches: token ids, positions, mask and labels, all of them from ``lang``'s layout."""
 
+import bisect
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import (
+    PRED_1X,
+    ControlMap,
     Layout,
     PastaSyntaxError,
     TagMap,
@@ -19,10 +22,14 @@ from pasta_ray.lang import (
     encode_document,
     layout,
     parse,
+    thread_layout,
 )
+from pasta_ray.train.apar import to_thread
 from pasta_ray.train.jsonl import explain, read_json_lines
 
 KINDS = ("text", "tag", "topic", "length")
+
+Tags = TagMap | ControlMap
 
 
 class Record(BaseModel):
@@ -67,6 +74,10 @@ class Example:
     def __len__(self) -> int:
         return len(self.layout.ids)
 
+    @property
+    def num_labels(self) -> int:
+        return sum(source is not None for source in self.layout.label_source)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -108,46 +119,76 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     return records
 
 
-def build_example(record: Record, tokenizer: ChatTokenizer, tags: TagMap | None) -> Example:
-    """A record in tokens, its end token included. Without ``tags`` the annotation is left out."""
+@dataclass(frozen=True)
+class Encoder:
+    """Records to examples: a model's tokenizer, and its tags; None for a model that writes none."""
+
+    tokenizer: ChatTokenizer
+    tags: Tags | None
+
+    def encode(self, record: Record) -> Example:
+        return build_example(record, self.tokenizer, self.tags)
+
+
+def build_example(
+    record: Record, tokenizer: ChatTokenizer, tags: Tags | None, *, exact: bool = True, finished: bool = True
+) -> Example:
+    """A record in tokens: PASTA-LANG or APAR's threads, by whose ``tags`` these are. Without, it is the answer alone.
+
+    ``exact``: each predicted length is what its body really takes, whatever the document says. ``finished``: the end
+    token comes last, and is to be predicted; an answer that was cut off has none.
+    """
     try:
-        document = parse(record.document)
+        document = parse(record.document, PRED_1X)  # of any strategy
     except PastaSyntaxError as error:
         raise InputError(f"document {record.id}: {error}") from error
+    prompt_ids = tokenizer.encode_chat(record.messages)
+    if isinstance(tags, ControlMap):
+        assert finished, "a thread has its end token"
+        threads = thread_layout(to_thread(document, tokenizer, tokenizer.stop_ids[0]), tags, prompt_ids)
+        return Example(record.id, threads, _kinds(threads.ids, tags))
     if tags is None:
         tokens = TokenDocument((TokenText(tuple(tokenizer.encode(document.text()))),))
     else:
-        tokens = encode_document(document, tokenizer, tags, exact=True)
-    tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
-    laid_out = layout(tokens, tokenizer.encode_chat(record.messages))
+        tokens = encode_document(document, tokenizer, tags, exact=exact)
+    if finished:
+        tokens = TokenDocument((*tokens.nodes, TokenText((tokenizer.stop_ids[0],))))
+    laid_out = layout(tokens, prompt_ids)
     return Example(record.id, laid_out, _kinds(laid_out.ids, tags))
 
 
-def _kinds(ids: Sequence[int], tags: TagMap | None) -> tuple[int, ...]:
+def _kinds(ids: Sequence[int], tags: Tags | None) -> tuple[int, ...]:
     kinds, inside = [], "text"
+    opens = {tags.promise: "topic", tags.tokens: "length"} if isinstance(tags, TagMap) else {}
     for token in ids:
         if tags is None or token not in tags.ids:
             kinds.append(KINDS.index(inside))
             continue
         kinds.append(KINDS.index("tag"))
-        inside = {tags.promise: "topic", tags.tokens: "length"}.get(token, "text")
+        inside = opens.get(token, "text")
     return tuple(kinds)
 
 
-def pack(examples: Sequence[Example], batch_tokens: int, seed: int) -> list[list[Example]]:
-    """Examples in a seeded order, first fit into packs of at most ``batch_tokens``; longer examples are left out."""
-    order = [example for example in examples if len(example) <= batch_tokens]
+def pack(lengths: Sequence[int], batch_tokens: int, seed: int) -> list[list[int]]:
+    """Indices of ``lengths``, none above ``batch_tokens``, in packs of at most that sum.
+
+    In a seeded order each goes where it leaves the least room (best fit), and the packs are shuffled.
+    """
+    order = list(range(len(lengths)))
     random.Random(seed).shuffle(order)
-    packs: list[list[Example]] = []
-    room: list[int] = []
-    for example in order:
-        fits = next((i for i, free in enumerate(room) if free >= len(example)), None)
-        if fits is None:
+    packs: list[list[int]] = []
+    open_packs: list[tuple[int, int]] = []  # room and pack, ascending
+    for index in order:
+        assert lengths[index] <= batch_tokens, "what fits no pack is left out before"
+        at = bisect.bisect_left(open_packs, (lengths[index], -1))
+        if at == len(open_packs):
+            room, chosen = batch_tokens, len(packs)
             packs.append([])
-            room.append(batch_tokens)
-            fits = len(packs) - 1
-        packs[fits].append(example)
-        room[fits] -= len(example)
+        else:
+            room, chosen = open_packs.pop(at)
+        packs[chosen].append(index)
+        if room > lengths[index]:
+            bisect.insort(open_packs, (room - lengths[index], chosen))
     random.Random(seed + 1).shuffle(packs)
     return packs
 

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import openai
 from pydantic import BaseModel, Field, ValidationError
 
 from pasta_ray.errors import InputError, PastaError
 from pasta_ray.train.jsonl import explain
 
 MILLION = 1_000_000
+EXCERPT = 200  # characters of a reply that are shown in an error
+UNREACHABLE = "the endpoint cannot be reached"
+STATUS = "the endpoint answered with status"
+HOPELESS = (UNREACHABLE, *(f"{STATUS} {status}" for status in (401, 403, 404)))
 NO_KEY = "none"  # the client insists on a key; servers of one's own mostly want none
 
 
@@ -28,9 +31,17 @@ class EndpointError(PastaError):
     http_status = 502
 
     def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
+        super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether another request would fare no better: nobody there, no such model, a key that is not taken."""
+        return self.reason in HOPELESS
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class Endpoint:
         self.config = config
         self.usage = Usage()
         self._free = asyncio.Semaphore(config.concurrency)
-        self._client = openai.AsyncOpenAI(
+        self._client = _openai().AsyncOpenAI(
             base_url=config.base_url,
             api_key=config.api_key(),
             max_retries=config.max_retries,
@@ -148,12 +159,15 @@ class Endpoint:
         try:
             completion = _Reply.model_validate_json(body).completion()
         except ValidationError as error:
-            raise EndpointError("the endpoint's reply cannot be read", f"{explain(error)}: {body[:200]!r}") from error
+            raise EndpointError(
+                "the endpoint's reply cannot be read", f"{explain(error)}: {body[:EXCERPT]!r}"
+            ) from error
         self.usage += completion.usage
         return completion
 
     async def _create(self, messages: list[Any], settings: dict[str, Any]) -> str:
         """The body of the endpoint's answer, whatever it is: the client itself validates nothing."""
+        openai = _openai()
         chat = self._client.chat.completions.with_raw_response
         try:
             reply = await chat.create(model=self.config.model, messages=messages, **settings)
@@ -161,11 +175,20 @@ class Endpoint:
             raise EndpointError("the endpoint timed out", f"no reply within {self.config.timeout_s:g} s") from error
         except openai.APIConnectionError as error:
             where = f"{self.config.base_url}: {error.__cause__ or error}"
-            raise EndpointError("the endpoint cannot be reached", where) from error
+            raise EndpointError(UNREACHABLE, where) from error
         except openai.APIStatusError as error:
-            raise EndpointError(f"the endpoint answered with status {error.status_code}", error.message) from error
+            raise EndpointError(f"{STATUS} {error.status_code}", error.response.text[:EXCERPT]) from error
         body: str = reply.text
         return body
+
+
+def _openai() -> Any:
+    """The official client: only those who ask an endpoint need it, and it takes a second to import."""
+    try:
+        import openai
+    except ModuleNotFoundError as error:
+        raise InputError("endpoints are asked through the package `openai`: pip install 'pasta-ray[train]'") from error
+    return openai
 
 
 class _Alternative(BaseModel):

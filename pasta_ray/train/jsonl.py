@@ -1,4 +1,4 @@
-"""JSON lines that people write by hand or cut by accident: every complaint names file and line."""
+"""JSON lines that people write by hand or a crash cuts off: every complaint names file and line."""
 
 import json
 import os
@@ -10,50 +10,59 @@ from pydantic import ValidationError
 
 from pasta_ray.errors import InputError
 
-LINE_START = b'{"id": '  # of every line that a command of ours appends
+LINE_START = '{"id": '  # of every line that a command of ours appends
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers, from 1, and values; blank lines are skipped. Raises InputError."""
+    for number, line in enumerate(_decode(path, _read(path)).split("\n"), 1):
+        if line.strip():
+            yield number, _parse(path, number, line)
+
+
+def read_appended(path: Path, start: str = LINE_START) -> list[Any]:
+    """The values of a file to which an earlier run appended lines that begin with ``start``; none where there is no
+    such file. A last line that a crash has cut off, be it in the middle of a character, is removed from it. Raises
+    InputError, and leaves the file as it is, where a line is none of such a run's."""
+    if not path.exists():
+        return []
+    content = _read(path)
+    end = content.rfind(b"\n") + 1
+    whole, rest, opening = _decode(path, content[:end]), content[end:], start.encode()
+    lines = whole.split("\n")[:-1]
+    ours = [line.startswith(start) for line in lines] + [rest.startswith(opening) or opening.startswith(rest)]
+    if not all(ours):
+        raise InputError(f"{path}, line {ours.index(False) + 1}: not written by an earlier run; choose another file")
+    values = [_parse(path, number, line) for number, line in enumerate(lines, 1)]
+    if rest:
+        os.truncate(path, end)
+    return values
+
+
+def to_line(value: Any) -> str:
+    """A value as one line, its newline included."""
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _read(path: Path) -> bytes:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from error
+
+
+def _decode(path: Path, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number}: not JSON: {error}") from error
 
 
-def read_done(path: Path, what: str) -> list[dict[str, Any]]:
-    """The lines that an earlier run of the same command has written, none where there is no file.
-
-    A last line that a crash has cut off is removed from the file, and so made again. Any other line that is not JSON
-    with an ``id`` is an InputError, which calls such lines ``what``, and the file stays as it is.
-    """
+def _parse(path: Path, number: int, line: str) -> Any:
     try:
-        *whole, rest = path.read_bytes().split(b"\n")  # behind the last newline is nothing, or what a crash has left
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    done = []
-    for number, line in enumerate(whole, 1):
-        try:
-            values = json.loads(line)
-            values["id"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}, line {number}: not {what} of an earlier run: {error}") from error
-        done.append(values)
-    if rest:
-        if rest[: len(LINE_START)] != LINE_START[: len(rest)]:
-            raise InputError(f"{path}, line {len(whole) + 1}: not {what} of an earlier run; choose another file")
-        os.truncate(path, sum(len(line) + 1 for line in whole))
-    return done
+        return json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number}: not JSON: {error}") from error
 
 
 def explain(error: ValidationError) -> str:

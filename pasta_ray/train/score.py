@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_done, read_json_lines
+from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question, preferred
 
 
@@ -97,7 +97,7 @@ def score_samples(
 
 
 def _read_scored(out: Path, judge: str) -> set[str]:
-    done = read_done(out, "a scored sample")
+    done = read_appended(out)
     for number, line in enumerate(done, 1):
         if line.get("judge") != judge:
             raise InputError(

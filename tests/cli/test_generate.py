@@ -7,8 +7,9 @@ import pytest
 from pasta_ray.cli import answering, main
 from pasta_ray.cli.prompts import Prompt, read_done
 from pasta_ray.engine.config import DraftConfig
-from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.messages import Request, Sampling
 from pasta_ray.errors import InputError
+from pasta_ray.lang import ControlMap, TagMap, TokenMap
 from tests.fakes import FakeDecoder, FakeTokenizer
 
 Run = Callable[..., int]
@@ -106,8 +107,11 @@ def test_a_bad_line_is_named(
         ((), 2, "give a prompt, or --prompts"),
         (("x", "--out", "y"), 2, "--out goes with --prompts"),
         (("refuse",), 2, "the prompt is refused"),
-        (("x", "--method", "magic"), 2, "method is 'magic'"),
+        (("x", "--method", "magic"), 2, "method is 'magic'; allowed with this model: sequential, pasta, speculative, "),
+        (("x", "--method", "apar"), 2, "method is 'apar'; allowed with this model: sequential, pasta, speculative, "),
+        (("x", "--adapter", "nope"), 2, "nope/adapter_config.json: no such file; adapters shipped: "),
         (("x", "--router"), 2, "router goes with method 'sot', not with 'pasta'"),
+        (("x", "--method", "pasta+speculative", "--unconstrained"), 2, "goes with method 'pasta', not with"),
         (("x", "--temperature", "9"), 2, "temperature is 9.0; allowed: 0 to 2"),
         (("x", "--device", "toaster"), 2, "device is 'toaster'"),
         (("x", "--max-draft", "0"), 2, "max_draft is 0; allowed: 1 to 32"),
@@ -126,11 +130,35 @@ def test_errors_are_one_line(
     assert "Traceback" not in error
 
 
+@pytest.mark.parametrize(
+    ("files", "method"), [({}, "sequential"), ({"pasta": TagMap}, "pasta"), ({"apar": ControlMap}, "apar")]
+)
+def test_the_default_method_is_what_the_models_tags_are_for(
+    run: Run, files: dict[str, type[TokenMap]], method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards adapters without tags, such as baseline-sft: what they have learnt is to be decoded sequentially."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    for kind in files.values():
+        kind.after(90).save(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(answering, "answer_one", lambda _, options, *__: asked.append(options.method))
+    assert run("x", "--adapter", str(tmp_path), "--model", str(tmp_path)) == 0
+    assert asked == [method]
+
+
 def test_the_prompt_reaches_the_engine_as_a_message_too() -> None:
     """Guards methods that ask the model questions of their own about the prompt."""
     options = answering.Options("sot", 9, 2, Sampling(), DraftConfig(), router=True)
     request = options.request(Prompt("p", "hello"), FakeTokenizer())
     assert (request.messages, request.router, request.method) == ((("user", "hello"),), True, "sot")
+
+
+def test_the_constraint_is_off_only_where_it_is_asked_for() -> None:
+    """Guards a measurement that would measure the constraint, and answers that would not have it."""
+    for constrained in (True, False):
+        options = answering.Options("pasta", 9, 2, Sampling(), DraftConfig(), constrained=constrained)
+        assert options.request(Prompt("p", "hello"), FakeTokenizer()).constrained == constrained
+    assert Request("r", (1,)).constrained
 
 
 def test_an_error_in_a_file_of_prompts_names_the_prompt_and_keeps_the_answers(
@@ -153,7 +181,7 @@ def test_a_file_that_is_no_answers_file_stays_as_it_is(tmp_path: Path) -> None:
     """Guards somebody's notes, named by mistake as --out, and the whole lines of a run that a crash has cut off."""
     notes = tmp_path / "notes.txt"
     notes.write_text("my precious notes without newline", encoding="utf-8")
-    with pytest.raises(InputError, match="not an answer of an earlier run"):
+    with pytest.raises(InputError, match="not written by an earlier run"):
         read_done(notes)
     assert notes.read_text(encoding="utf-8") == "my precious notes without newline"
     answers = tmp_path / "answers.jsonl"

@@ -37,6 +37,18 @@ def test_an_error_names_line_column_and_what_was_expected(tmp_path: Path, capsys
     assert "expected <async>" in captured.err
 
 
+def test_exact_lengths_are_read_where_they_are_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards documents of Pred-1X models, and the default's rule."""
+    file = tmp_path / "a.pasta"
+    file.write_text(TEXT.replace("10", "17"))
+    assert run("parse", str(file)) == 2
+    assert "expected a multiple of 10" in capsys.readouterr().err
+    assert run("parse", str(file), "--positions", "pred-1x") == 0
+    assert json.loads(capsys.readouterr().out)["nodes"][1]["tokens"] == 17
+    assert run("parse", str(file), "--positions", "guess") == 2
+    assert "allowed: pred-10x, pred-1x, fixed" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("content", "message"), [(None, "No such file"), (b"\xff\xfe", "not UTF-8")])
 def test_files_that_cannot_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str

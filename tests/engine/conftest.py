@@ -102,7 +102,9 @@ def random_document(rng: random.Random, tags: TagMap) -> TokenDocument:
             num_open = 0
         else:
             head = (tags.promise, *text(1, 3), tags.tokens, *text(1, 2), tags.promise_end)
-            nodes.append(TokenPromise(head, 10 * rng.randint(1, 3), (tags.async_, *text(0, 12), tags.async_end)))
+            num_tokens = tags.positions.unit * rng.randint(1, 30 // tags.positions.unit)
+            body = (tags.async_, *text(0, 12), tags.async_end)
+            nodes.append(TokenPromise(head, num_tokens, body, tags.positions))
             num_open += 1
     return TokenDocument(tuple(nodes))
 

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -70,6 +71,7 @@ FAMILIES = {
         [{"layer_types": [FULL] * 3}, {"rope_parameters": DEFAULT}],
     ),
     "qwen3": Family(Qwen3Config, {**QWEN, "tie_word_embeddings": True}, [{"layer_types": [FULL] * 3}]),
+    "gemma": Family(GemmaConfig, {"tie_word_embeddings": True}, [{"hidden_act": "silu"}]),
     "gemma2": Family(
         Gemma2Config,
         {
@@ -166,7 +168,7 @@ def reference_logits(reference: PreTrainedModel, ids: list[int]) -> torch.Tensor
 def layout_logits(case: Case, form: Layout) -> torch.Tensor:
     """One forward pass of transformers with the layout's mask and positions, narrowed where layers have a window."""
     full, sliding = layout_mask(form), layout_mask(form, WINDOW)
-    one_mask = {"llama": full, "mistral": sliding}
+    one_mask = {"llama": full, "gemma": full, "mistral": sliding}
     mask = one_mask.get(case.name, {FULL: full, SLIDING: sliding})
     with torch.no_grad():
         ids, positions = torch.tensor([form.ids]), torch.tensor([form.positions])

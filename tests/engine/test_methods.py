@@ -9,7 +9,7 @@ from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Request, Sampling, Synced
 from pasta_ray.errors import InputError
-from pasta_ray.lang import TagMap, parse
+from pasta_ray.lang import PRED_10X, PositionStrategy, TagMap, parse
 from pasta_ray.lang.grammar import Phase
 from tests.engine.conftest import save_model
 from tests.engine.events import cancel_at_every_step, report, run, shown
@@ -19,10 +19,10 @@ VOCAB = 320
 LETTERS = "abc 127\n<\\é"
 
 
-def make_decoder(folder: Path, **settings: int) -> Decoder:
+def make_decoder(folder: Path, positions: PositionStrategy = PRED_10X, **settings: int) -> Decoder:
     """A decoder over a random model whose vocabulary is narrowed to a few letters, so that tags are common."""
     save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
-    TagMap.after(VOCAB - 6).save(folder)
+    TagMap.after(VOCAB - 6, positions).save(folder)
     decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16, **settings)))
     tokenizer, tags, masks = decoder.engine.tokenizer, decoder.engine.tags, decoder.engine.masks
     assert tags is not None

@@ -61,6 +61,13 @@ def test_merged_adapter_equals_peft(base_dir: Path, lora_dir: Path) -> None:
     assert engine.tags is None
 
 
+def test_an_engine_keeps_nothing_of_the_checkpoint_beside_its_weights(base_dir: Path, lora_dir: Path) -> None:
+    """Guards the memory of a replica: one small tensor that looks into the merged checkpoint would keep all of it."""
+    model = Engine(EngineConfig(model=str(base_dir), adapter=str(lora_dir))).model
+    for tensor in (model.embedding_VE, *model.input_norms, *(layer.mlp_norm for layer in model.layers)):
+        assert tensor.untyped_storage().nbytes() == tensor.nbytes
+
+
 @pytest.mark.parametrize("first", [VOCAB, VOCAB - 6, VOCAB - 2])
 def test_tag_rows(base_dir: Path, lora_dir: Path, first: int) -> None:
     """Guards the tags' rows: behind the vocabulary, inside it or across its end, in the order of the names, in

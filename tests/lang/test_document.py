@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pasta_ray.lang import Document, DocumentError, Promise, Sync, Text, parse
+from pasta_ray.lang import PRED_1X, Document, DocumentError, Promise, Sync, Text, parse
 
 TEXTS = st.lists(
     st.sampled_from(["<sync/>", "<async>", "</async>", "<promise ", "\\", "\\\\", "<", "a", " ", "\n", "é", "<sync"]),
@@ -47,6 +47,14 @@ def test_bad_lengths_are_refused(num_tokens: int) -> None:
     """Guards against a length that the token form cannot carry."""
     with pytest.raises(DocumentError, match="multiple of 10"):
         Promise("a", num_tokens, ())
+
+
+@pytest.mark.parametrize("num_tokens", [-1, 0, 9991])
+def test_bad_exact_lengths_are_refused(num_tokens: int) -> None:
+    """Guards the bounds that every strategy has."""
+    with pytest.raises(DocumentError, match="allowed: 1 to 9990"):
+        Promise("a", num_tokens, (), PRED_1X)
+    assert Document((Promise("a", 37, (), PRED_1X),)).promises[0].positions == PRED_1X
 
 
 def test_nesting_is_refused_with_a_reason() -> None:

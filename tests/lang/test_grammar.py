@@ -4,16 +4,19 @@ import random
 
 import pytest
 
-from pasta_ray.lang import TagMap, TokenFormError, decode_document, parse, read_tokens
+from pasta_ray.lang import PositionStrategy, TagMap, TokenFormError, decode_document, parse, read_tokens
 from pasta_ray.lang.grammar import (
     ALLOWS,
     DIGITS_LEFT,
+    LIMITS,
     MAX_TOPIC_TOKENS,
     BodyGrammar,
     Kind,
     MainGrammar,
     Phase,
+    Unconstrained,
     body_budget,
+    free_row,
     kinds_of,
 )
 
@@ -48,14 +51,28 @@ def allowed(phase: int) -> list[int]:
     return ids
 
 
-def write_randomly(rng: random.Random, num_main: int) -> list[int]:
+def unlimited(row: int) -> list[int]:
+    """What a branch without the constraint may write in the phase of its mask row."""
+    phase = Phase(row - free_row(0))
+    if phase is Phase.BODY_END:
+        return allowed(phase)
+    ids = []
+    for token in range(len(VOCABULARY) + 6):
+        kinds = KINDS[token] if token < len(VOCABULARY) else {TAG_KINDS[token]}
+        too_long = Kind.DIGITS in kinds and len(VOCABULARY[token]) > DIGITS_LEFT.get(phase, 3)
+        if not too_long and not kinds & LIMITS.get(phase, frozenset()):
+            ids.append(token)
+    return ids
+
+
+def write_randomly(rng: random.Random, num_main: int, tags: TagMap = TAGS) -> list[int]:
     """A random answer in linear token form, tags preferred, every token chosen among the allowed ones."""
-    main = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=4, max_branches=3, positions_left=5000)
+    main = MainGrammar(tags, VOCABULARY.__getitem__, max_promises=4, max_branches=3, positions_left=5000)
     ids: list[int] = []
     for _ in range(num_main):
         choices = allowed(main.mask_row)
-        tags = [token for token in choices if token in TAGS.ids]
-        token = rng.choice(tags if tags and rng.random() < 0.5 else choices)
+        acting = [token for token in choices if token in TAGS.ids]
+        token = rng.choice(acting if acting and rng.random() < 0.5 else choices)
         main.advance(token)
         ids.append(token)
         if token == TAGS.promise_end:
@@ -73,16 +90,29 @@ def write_randomly(rng: random.Random, num_main: int) -> list[int]:
     return ids
 
 
-def test_random_constrained_answers_always_parse() -> None:
-    """Guards against a hole in the masks: a topic of four words, a length of 0, a sync with nothing open."""
+@pytest.mark.parametrize(("name", "longest"), [("pred-10x", 990), ("pred-1x", 999), ("fixed", 990)])
+def test_random_constrained_answers_always_parse(name: str, longest: int) -> None:
+    """Guards against a hole in the masks: a topic of four words, a length of 0, a sync with nothing open; and against
+    a strategy that cannot write the lengths it should."""
     rng = random.Random(5)
-    num_promises = 0
-    for _ in range(600):
-        ids = write_randomly(rng, rng.randint(1, 40))
-        document = decode_document(read_tokens(ids, Vocabulary(), TAGS), Vocabulary(), TAGS)
-        assert parse(document.linear()) == document
-        num_promises += len(document.promises)
-    assert num_promises > 600
+    tags = TagMap.after(len(VOCABULARY), PositionStrategy.named(name))
+    lengths = []
+    for _ in range(300):
+        ids = write_randomly(rng, rng.randint(1, 40), tags)
+        document = decode_document(read_tokens(ids, Vocabulary(), tags), Vocabulary(), tags)
+        assert parse(document.linear(), tags.positions) == document
+        lengths += [promise.num_tokens for promise in document.promises]
+    assert len(lengths) > 300
+    assert longest // 2 < max(lengths) <= longest
+
+
+def test_a_fixed_gap_needs_less_room() -> None:
+    """Guards the room check against the longest prediction where the gap is another: 50 positions, not 990."""
+    tags = TagMap.after(len(VOCABULARY), PositionStrategy.named("fixed"))
+    main = MainGrammar(tags, VOCABULARY.__getitem__, max_promises=2, max_branches=1, positions_left=50)
+    assert TAGS.promise in allowed(main.mask_row)
+    main.positions_left = 49
+    assert TAGS.promise not in allowed(main.mask_row)
 
 
 def test_without_the_masks_the_same_writer_breaks_the_grammar() -> None:
@@ -91,6 +121,65 @@ def test_without_the_masks_the_same_writer_breaks_the_grammar() -> None:
     ids = [rng.randrange(len(VOCABULARY) + 6) for _ in range(200)]
     with pytest.raises(TokenFormError):
         read_tokens(ids, Vocabulary(), TAGS)
+
+
+TEXT, SEVEN = VOCABULARY.index("a"), VOCABULARY.index("7")
+ENDING = [TEXT, TAGS.tokens, SEVEN, TAGS.promise_end, TAGS.async_, TEXT, TAGS.async_end]
+
+
+def parses(ids: list[int]) -> bool:
+    """Whether some end makes the linear tokens a document."""
+    for start in range(len(ENDING) + 1):
+        try:
+            read_tokens([*ids, *ENDING[start:]], Vocabulary(), TAGS)
+        except TokenFormError:
+            continue
+        return True
+    return False
+
+
+def write_freely(rng: random.Random) -> tuple[list[int], bool]:
+    """A random answer of a branch without the constraint, up to the token that breaks it, and whether one did."""
+
+    def allows(row: int, token: int) -> bool:
+        return token in allowed(row)
+
+    def choose(row: int) -> int:
+        """Mostly what fits, else anything that is not masked; the end of an answer is no token of its linear form."""
+        fitting = allowed(row - free_row(0)) if rng.random() < 0.97 else unlimited(row)
+        tags = [token for token in fitting if token in TAGS.ids]
+        choices = tags if tags and rng.random() < 0.5 else fitting
+        return rng.choice([token for token in choices if token != VOCABULARY.index("<end>")])
+
+    grammar = MainGrammar(TAGS, VOCABULARY.__getitem__, max_promises=3, max_branches=3, positions_left=5000)
+    main, ids = Unconstrained(grammar, allows), list[int]()
+    for _ in range(30):
+        ids.append(choose(main.mask_row))
+        main.advance(ids[-1])
+        if main.broken:
+            return ids, True
+        if ids[-1] == TAGS.promise_end:
+            body = Unconstrained(BodyGrammar(12), allows)
+            ids.append(TAGS.async_)
+            while ids[-1] != TAGS.async_end:
+                ids.append(choose(body.mask_row))
+                body.advance(ids[-1])
+                if body.broken:
+                    return ids, True
+    return ids, False
+
+
+def test_what_breaks_the_grammar_is_what_no_end_can_mend() -> None:
+    """Guards the count of violations in both directions: against limits that are counted as breaks, and against breaks
+    that are masked as limits or not noticed."""
+    rng = random.Random(6)
+    num_broken = 0
+    for _ in range(500):
+        ids, broken = write_freely(rng)
+        assert parses(ids) != broken, [VOCABULARY[id_] if id_ < TAGS.promise else TAG_KINDS[id_] for id_ in ids]
+        assert not broken or parses(ids[:-1])
+        num_broken += broken
+    assert 100 < num_broken < 450
 
 
 def test_limits_mask_the_promise() -> None:

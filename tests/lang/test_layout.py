@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pasta_ray.lang import Layout, TokenDocument, TokenPromise, TokenSync, TokenText, layout
+from pasta_ray.lang import Layout, PositionStrategy, TokenDocument, TokenPromise, TokenSync, TokenText, layout
 
 PROMISE, TOKENS, PROMISE_END, ASYNC, ASYNC_END, SYNC = range(100, 106)
 
@@ -37,6 +37,15 @@ def test_a_document_by_hand() -> None:
     assert got.label_source[8:12] == (None, 8, 9, 10), "<|async|> is forced; its first content comes from it"
     assert got.label_source[12] == 7, "the main branch skips the body"
     assert got.label_source[20:] == (16, 20, 21)
+
+
+def test_a_fixed_gap_is_no_matter_of_the_length() -> None:
+    """Guards the fixed strategy: the main branch goes on at p + 1 + gap whatever is predicted and written."""
+    positions = PositionStrategy.named("fixed-5")
+    for num_content, num_tokens in ((1, 10), (9, 30)):
+        body = (ASYNC, *range(num_content), ASYNC_END)
+        document = TokenDocument((TokenPromise((PROMISE, PROMISE_END), num_tokens, body, positions), TokenText((9,))))
+        assert layout(document).positions == (0, 1, *range(2, 2 + len(body)), 7)
 
 
 NODES = st.lists(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pasta_ray.lang import Document, Parser, PastaSyntaxError, Promise, Sync, Text, parse
+from pasta_ray.lang import PRED_1X, Document, Parser, PastaSyntaxError, Promise, Sync, Text, parse
 from pasta_ray.lang.lexer import MAX_TAG_CHARS
 from pasta_ray.lang.parser import Event, TextRead
 
@@ -120,6 +120,18 @@ def test_errors_name_the_place_and_what_may_stand_there(text: str, line: int, co
     assert (caught.value.line, caught.value.column) == (line, column)
     assert expected in caught.value.expected
     assert str(caught.value).startswith(f"line {line}, column {column}: found ")
+
+
+def test_exact_lengths_are_text_of_their_own_strategy() -> None:
+    """Guards Pred-10X against lengths that it cannot carry, and Pred-1X against the rule of the other."""
+    text = 'a<promise topic="t" tokens="37"/><async>b</async>'
+    document = parse(text, PRED_1X)
+    assert document.linear() == text
+    assert document.promises[0].num_tokens == 37
+    with pytest.raises(PastaSyntaxError, match=r"column 29: found tokens 37; expected a multiple of 10, 10 to 9990"):
+        parse(text)
+    with pytest.raises(PastaSyntaxError, match=r"column 29: found tokens 0; expected 1 to 9990"):
+        parse(text.replace("37", "0"), PRED_1X)
 
 
 def test_events_before_an_error_are_not_lost() -> None:

@@ -12,9 +12,10 @@ import httpx
 import openai
 import pytest
 
+from pasta_ray.actors.loading import LoadModels
 from pasta_ray.errors import ModelError
 from pasta_ray.serve.config import ServeConfig
-from tests.fakes import FakeTokenizer, MakeFakeDecoder
+from tests.fakes import FakeTokenizer, MakeFakeDecoder, fake_models
 
 with warnings.catch_warnings():  # Ray 2.60's own models use what Pydantic 2.14 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -36,8 +37,10 @@ def free_port() -> int:
 def url(ray_cluster: None) -> Iterator[str]:  # noqa: ARG001  a fixture that is used for what it starts
     port = free_port()
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=None))
-    config = ServeConfig(replicas=2, cpus_per_replica=0, max_ongoing_requests=40)
-    serve.run(make_app(config, MakeFakeDecoder(), FakeTokenizer), name="pasta", route_prefix="/")
+    models = {MODEL: {"adapter": "pasta"}, "second": {"adapter": "pasta"}}
+    config = ServeConfig(replicas=2, cpus_per_replica=0, max_ongoing_requests=40, models=models)
+    make_decoder = LoadModels(dict.fromkeys(models, MakeFakeDecoder()))
+    serve.run(make_app(config, fake_models(config), make_decoder, FakeTokenizer), name="pasta", route_prefix="/")
     url = f"http://127.0.0.1:{port}"
     for _ in range(300):
         if httpx.get(f"{url}/health").status_code == 200:
@@ -102,6 +105,12 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_the_official_client_chooses_a_model(client: openai.OpenAI) -> None:
+    assert [card.id for card in client.models.list()] == [MODEL, "second"]
+    answer = client.chat.completions.create(model="second", messages=[{"role": "user", "content": "hello fork"}])
+    assert (answer.model, answer.choices[0].message.content) == ("second", "hello one two three ")
+
+
 def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
     """Guards against a stream that is collected first: an endless answer has no end to wait for."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 4000}
@@ -125,11 +134,11 @@ def test_the_official_client_raises_the_right_errors(client: openai.OpenAI) -> N
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "crash"}])
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_every_slot(url: str, stream: bool) -> None:
+@pytest.mark.parametrize(("stream", "model"), [(True, MODEL), (True, "second"), (False, "second")])
+def test_a_client_that_leaves_frees_every_slot(url: str, stream: bool, model: str) -> None:
     """Guards against branches that go on decoding for nobody, after an open stream or an unanswered request."""
     message = {"role": "user", "content": "fork fork endless"}
-    body = {"model": MODEL, "messages": [message], "stream": stream, "max_tokens": 4000}
+    body = {"model": model, "messages": [message], "stream": stream, "max_tokens": 4000}
     if stream:
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response:
             lines = response.iter_lines()  # dropping it would close the stream
@@ -162,3 +171,5 @@ def test_many_clients_at_once_wait_their_turn(url: str) -> None:
 def test_an_adapter_that_is_missing_is_named_before_anything_starts() -> None:
     with pytest.raises(ModelError, match="no-such-adapter"):
         build_app(ServeConfig(adapter="no-such-adapter"))
+    with pytest.raises(ModelError, match="no-such-adapter"):
+        build_app(ServeConfig(models={"good": {"adapter": "pasta"}, "bad": {"adapter": "no-such-adapter"}}))

@@ -16,9 +16,10 @@ from pasta_ray.errors import OverloadedError, PastaError
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.http import create_app
 from pasta_ray.serve.service import Service
-from tests.fakes import FakeDecoder, FakeTokenizer
+from tests.fakes import FakeDecoder, FakeTokenizer, fake_models
 
 MODEL = "smollm2-135m-instruct-pasta"
+TWO = {"quick": {"adapter": "pasta", "aliases": ["old"]}, "plain": {"adapter": None}}
 
 
 class LocalBackend:
@@ -45,7 +46,8 @@ def call(use: Callable[[httpx.AsyncClient], Awaitable[Any]], backend: LocalBacke
     """Run ``use`` with a client of the app."""
 
     async def scenario() -> Any:
-        service = Service(ServeConfig(**config), backend or LocalBackend(), FakeTokenizer())
+        settings = ServeConfig(**config)
+        service = Service(settings, fake_models(settings), backend or LocalBackend(), FakeTokenizer())
         transport = httpx.ASGITransport(create_app(service), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await use(client)
@@ -187,7 +189,7 @@ REFUSED = [
     (chat("x", pasta={"router": True}), 400, None, "router goes with method 'sot', not with 'pasta'"),
     (chat("refuse"), 400, None, "refused"),
     (chat("x" * 8000), 400, "messages", "8000 tokens long; allowed: 7168"),
-    (chat("x") | {"model": "gpt-4"}, 404, "model", "served: 'smollm2-135m-instruct-pasta'"),
+    (chat("x") | {"model": "gpt-4"}, 404, "model", "served: 'smollm2-pasta', "),
     ({"model": MODEL, "messages": []}, 400, "messages", "at least 1"),
     ({"model": MODEL}, 400, "messages", "required"),
     ({"model": MODEL, "messages": [{"role": "tool", "content": ""}]}, 400, "messages.0.role", "'system'"),
@@ -248,7 +250,49 @@ def test_health_is_503_until_a_replica_is_ready() -> None:
     assert (ready.status_code, ready.json()["status"]) == (200, "ok")
 
 
-def test_models() -> None:
-    assert [m["id"] for m in call(lambda c: c.get("/v1/models")).json()["data"]] == [MODEL]
-    assert call(lambda c: c.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
-    assert call(lambda c: c.get("/v1/models/other")).status_code == 404
+def test_models_are_listed_with_their_aliases() -> None:
+    listed = call(lambda c: c.get("/v1/models"), models=TWO).json()["data"]
+    assert [(card["id"], card["root"]) for card in listed] == [("quick", "quick"), ("plain", "plain"), ("old", "quick")]
+    assert call(lambda c: c.get("/v1/models/plain"), models=TWO).json()["id"] == "plain"
+    assert call(lambda c: c.get("/v1/models/other"), models=TWO).status_code == 404
+
+
+def test_the_request_chooses_the_model() -> None:
+    """Guards against the wrong adapter's answer; an alias is answered under the name that was asked for."""
+    backend = LocalBackend()
+    for name in ("quick", "plain", "old"):
+        assert post(chat("hello") | {"model": name}, backend=backend, models=TWO).json()["model"] == name
+        streamed = events(post(chat("hello", stream=True) | {"model": name}, backend=backend, models=TWO))
+        assert {chunk["model"] for chunk in streamed} == {name}
+    asked = [(request.model, request.method) for request in backend.requests[::2]]
+    assert asked == [("quick", "pasta"), ("plain", "sequential"), ("quick", "pasta")]
+    response = post(chat("hello"), models=TWO)
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (404, "model_not_found", "model")
+    assert error["message"] == f"model {MODEL!r} does not exist here; served: 'quick', 'plain', 'old'"
+
+
+def test_scripts_that_know_the_default_model_by_its_old_name_go_on() -> None:
+    backend = LocalBackend()
+    assert post(chat("hello"), backend=backend).json()["model"] == MODEL
+    assert post(chat("hello"), backend=backend, adapter="pasta").json()["model"] == MODEL
+    assert [request.model for request in backend.requests] == ["smollm2-pasta", MODEL]
+
+
+def test_health_shows_the_models() -> None:
+    (quick, plain) = call(lambda client: client.get("/health"), models=TWO).json()["models"]
+    assert quick == {"name": "quick", "method": "pasta", "adapter": "pasta", "aliases": ["old"]}
+    assert (plain["name"], plain["method"], plain["adapter"]) == ("plain", "sequential", None)
+
+
+def test_the_log_has_a_line_an_answer_with_the_models_name(caplog: pytest.LogCaptureFixture) -> None:
+    """Guards who must find out which model was slow, or failed."""
+    with caplog.at_level("INFO", "pasta_ray.serve.service"):
+        post(chat("hello fork") | {"model": "quick"}, models=TWO)
+        post(chat("crash") | {"model": "plain"}, models=TWO)
+        post(chat("one two crash", stream=True) | {"model": "plain"}, models=TWO)
+    good, bad, late = [record.message for record in caplog.records if record.name == "pasta_ray.serve.service"]
+    assert ", model quick, method pasta: 10 + 5 tokens in " in good
+    assert good.endswith("1 promises, critical path 6, stop")
+    for line in (bad, late):
+        assert ", model plain, method sequential: StepError: " in line

@@ -5,7 +5,9 @@ import random
 import pytest
 
 from pasta_ray.lang import Document, parse
-from pasta_ray.train.annotators.syntax import LEVELS, Level, annotate, has_structure, topic_of
+from pasta_ray.train.annotators.splits import Level, has_structure
+from pasta_ray.train.annotators.syntax import LEVELS, annotate
+from pasta_ray.train.annotators.topics import topic_of
 
 LONG = "This item goes on for a good while, so that decoding it beside its siblings is worth the promise it takes."
 

@@ -5,7 +5,7 @@ from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import BranchClosed, Event, PromiseOpened, Request
 from pasta_ray.engine.methods.base import Run, Track
 from pasta_ray.errors import InputError
-from pasta_ray.lang import ControlMap, Document, Text
+from pasta_ray.lang import ControlMap, Document, Text, TokenMap
 from pasta_ray.lang.apar import Forks, ThreadGrammar
 
 
@@ -29,10 +29,10 @@ class ThreadsRun(Run):
         super().__init__(engine, request, replica)
 
     @classmethod
-    def max_slots(cls, request: Request) -> int:
+    def max_slots(cls, request: Request, tags: TokenMap | None) -> int:
         """A fork costs its own token, the child's first and the child's end; and of the step that reaches
         ``max_tokens``, every thread may have sampled one token more than is wanted."""
-        return super().max_slots(request) + 4 * request.max_promises
+        return super().max_slots(request, tags) + 4 * request.max_promises
 
     def open_main(self) -> Branch:
         grammar = ThreadGrammar(self._controls, self._forks, depth=0)

@@ -22,7 +22,7 @@ from pasta_ray.engine.messages import (
     Timing,
     Usage,
 )
-from pasta_ray.lang import Document, Promise, Text, TokenMap
+from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
 
 
 @dataclass(eq=False)
@@ -61,11 +61,11 @@ class Track:
             start = num_pieces
         yield "".join(self.text[start:])
 
-    def promise(self) -> Promise:
+    def promise(self, positions: PositionStrategy = PRED_10X) -> Promise:
         """This track as a body of text in a document."""
         assert self.topic is not None
         assert self.tokens_predicted is not None
-        return Promise(self.topic, self.tokens_predicted, (Text("".join(self.text)),))
+        return Promise(self.topic, self.tokens_predicted, (Text("".join(self.text)),), positions)
 
 
 class Run(ABC):
@@ -87,12 +87,15 @@ class Run(ABC):
         self.num_annotation = 0
         self.num_drafted = 0
         self.num_accepted = 0
+        self.num_violations = 0
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
     @classmethod
-    def max_slots(cls, request: Request) -> int:
-        """The most KV slots that the request can come to need; the end token is the one beyond its ``max_tokens``."""
+    def max_slots(cls, request: Request, tags: TokenMap | None) -> int:
+        """The most KV slots that the request can come to need on a model that writes ``tags``; the end token is the one
+        beyond its ``max_tokens``."""
+        del tags
         return len(request.prompt_ids) + request.max_tokens + 1
 
     @classmethod
@@ -244,6 +247,7 @@ class Run(ABC):
                 theoretical_speedup=sequential_tokens / max(1, critical_path),
                 num_drafted=self.num_drafted,
                 num_accepted=self.num_accepted,
+                num_violations=self.num_violations,
             ),
             branches=tuple(_branch_report(track, self._replica) for track in self.tracks.values()),
         )

@@ -15,7 +15,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import read_done
+from pasta_ray.train.jsonl import read_appended
 from pasta_ray.train.judges.base import Answer, Question
 from pasta_ray.train.judges.likelihood import Likelihood
 from pasta_ray.train.judges.text import text_features
@@ -127,7 +127,7 @@ def extract_all(
 ) -> dict[Asked, dict[str, float]]:
     """Features of many answers, in steps whose results are appended to the file ``kept``, and taken from it where an
     earlier run has left them. Raises InputError where that is another kind of file."""
-    known = {line["id"]: line["features"] for line in read_done(kept, "an answer's features")} if kept else {}
+    known = {line["id"]: line["features"] for line in read_appended(kept)} if kept else {}
     keys = {key: _key(*key) for key in asked}
     todo = [key for key, id_ in keys.items() if id_ not in known]
     with kept.open("a", encoding="utf-8") if kept else nullcontext() as file:
