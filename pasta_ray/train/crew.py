@@ -10,14 +10,14 @@ from pasta_ray.engine.messages import Request
 from pasta_ray.errors import InputError, ReplicaError
 from pasta_ray.train.sample import Decodes, Outcome, Sampler
 
-MAX_LOST = 3
-
 
 class RayCrew:
     """``size`` actors. A message to one carries new requests, its answer the outcomes of one or more requests. A worker
-    that dies is replaced, up to MAX_LOST times in all. Raises InputError where Ray has too few CPUs or GPUs."""
+    that dies is replaced, up to ``max_lost`` times in all. Raises InputError where Ray has too few CPUs or GPUs."""
 
-    def __init__(self, load: Callable[[], Decodes], size: int, *, num_cpus: float, num_gpus: float = 0) -> None:
+    def __init__(
+        self, load: Callable[[], Decodes], size: int, *, num_cpus: float, num_gpus: float = 0, max_lost: int = 3
+    ) -> None:
         there = ray.cluster_resources()
         for name, needed in (("CPU", size * num_cpus), ("GPU", size * num_gpus)):
             if there.get(name, 0) < needed:
@@ -27,7 +27,7 @@ class RayCrew:
         self._actor_class: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Sampler)
         self._actors = [self._actor_class.remote(load) for _ in range(size)]
         self._calls: dict[Any, int] = {}
-        self._num_lost = 0
+        self._num_lost, self._max_lost = 0, max_lost
 
     def start(self, worker: int, requests: Sequence[Request]) -> None:
         self._calls[self._actors[worker].work.remote(list(requests))] = worker
@@ -39,8 +39,8 @@ class RayCrew:
             outcomes: list[Outcome] = ray.get(ready)
         except RayActorError as error:
             self._num_lost += 1
-            if self._num_lost > MAX_LOST:
-                raise ReplicaError(f"{self._num_lost} sampling workers died, the last one so: {error}") from error
+            if self._num_lost > self._max_lost:
+                raise ReplicaError(f"sampling workers died {self._num_lost} times, at last so: {error}") from error
             self._actors[worker] = self._actor_class.remote(self._load)
             return worker, None
         return worker, outcomes

@@ -188,5 +188,9 @@ def test_a_file_that_is_no_answers_file_stays_as_it_is(tmp_path: Path) -> None:
     answers.write_text('{"id": "a"}\n{"id": "b", "te', encoding="utf-8")
     assert read_done(answers) == {"a"}
     assert answers.read_text(encoding="utf-8") == '{"id": "a"}\n'
+    answers.write_bytes(b'{"id": "a"}\n{"id": "b", "text": "caf\xc3')
+    assert read_done(answers) == {"a"}, "the crash may come in the middle of a character"
+    answers.write_bytes(b'{"id": "a"}\n{"i')
+    assert read_done(answers) == {"a"}, "or of the first field's name"
     with pytest.raises(InputError, match="directory"):
         read_done(tmp_path)

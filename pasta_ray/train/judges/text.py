@@ -14,7 +14,7 @@ RUN_WORDS = 3
 LONGEST_WORDS = 200  # more words than that are no merit of their own
 
 _WORD = re.compile(r"\w+")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
+_SENTENCE_END = re.compile(r"""(?<=[.!?])["'”’)\]*_`]*\s+|\n+""")
 _ITEM_MARK = re.compile(r"^\s*(?:[-*•+#]+|\d+[.)])\s*")
 
 
