@@ -146,11 +146,12 @@ def _score(
             result.num_unscored += 1
             continue
         result.num_samples += 1
-        verdicts = wins[sample.id]
-        won = map(preferred, verdicts) if judge.counts_wins and references is None else verdicts
+        probabilities = wins[sample.id]
+        counts_wins = judge.counts_wins and references is None
+        won = [preferred(value) for value in probabilities] if counts_wins else probabilities
         line = sample.model_dump(exclude_none=True) | {
             "quality": round(fmean(won), 5),
-            "win_probability": round(fmean(verdicts), 5),
+            "win_probability": round(fmean(probabilities), 5),
             "judge": judge.name,
         }
         if features := judge.features(sample.question, sample.answer):
