@@ -85,18 +85,20 @@ def _words(key: str, value: Any) -> Iterator[str]:
 
 def _check(stage: Stage) -> None:
     """Parse the stage's command line without running it. Raises InputError that names stage and option."""
-    import click
+    from typer.core import TyperGroup
+    from typer.exceptions import TyperException
 
     from pasta_ray.cli import app
 
     command: Any = typer.main.get_command(app)
     args = list(stage.args)
     try:
-        while isinstance(command, click.Group) and args:
+        while isinstance(command, TyperGroup) and args:
             command = command.commands[args.pop(0)]
         command.make_context("pasta-ray", args)
-    except click.UsageError as error:
-        raise InputError(f"stage {stage.name}: {error.format_message()}") from error
+    except TyperException as error:
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        raise InputError(f"stage {stage.name}: {message}") from error
 
 
 def _is_done(folder: Path, stage: Stage) -> bool:

@@ -92,7 +92,7 @@ class PipelineConfig(BaseModel):
         """What a round samples from and goes on training: a model, and under the name ``adapter`` its adapter."""
         start = self._trained("sft" if number == 1 else f"round-{number - 1}")
         if self._mode == "full":
-            return {"model": start}
+            return {"model": str(start)}
         return {"model": self.model, adapter: start}
 
     def _sft(self) -> dict[str, Any]:
