@@ -64,8 +64,8 @@ def annotate(
     price_in: Annotated[float, typer.Option(help="llm: price of a million prompt tokens, for the report.")] = 0.0,
     price_out: Annotated[float, typer.Option(help="llm: price of a million completion tokens.")] = 0.0,
     num_workers: Annotated[int, typer.Option(help="Workers of a Ray cluster; 0 works in this process.")] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="Ray to join; unless given, the one that is there or a new.")
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster to join; local always starts one.  [default: join or start]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
@@ -99,7 +99,7 @@ def annotate(
     run = AnnotationRun(
         answers, out, config, model, Selection(max_tokens=max_tokens, only_promising=only_promising), pool
     )
-    counts = _with_progress(run, address)
+    counts = _with_progress(run, ray_address)
     summary = _summary(counts, asked)
     if as_json:
         typer.echo(json.dumps(summary))
@@ -107,14 +107,14 @@ def annotate(
         _print(summary, run)
 
 
-def _with_progress(run: "AnnotationRun", address: str | None) -> "Counts":
+def _with_progress(run: "AnnotationRun", ray_address: str | None) -> "Counts":
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     if run.pool.num_workers:
         from pasta_ray.cli.ray_session import connect
 
-        connect(address)
+        connect(ray_address)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("annotating", total=None)

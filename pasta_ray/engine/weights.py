@@ -186,7 +186,7 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
 
     path = adapter / ADAPTER_FILE
     _check_adapter(adapter / "adapter_config.json", path)
-    with _no_progress_bar(), _as_model_error(folder):
+    with no_progress_bar(), _as_model_error(folder):
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with _as_model_error(path), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 deprecates; and it only warns of keys that it misses,
@@ -218,7 +218,7 @@ def _check_adapter(config_path: Path, weights_path: Path) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """A bar for what takes a second would stand in the middle of an answer's output."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # transformers has no types for these two

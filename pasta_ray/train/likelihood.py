@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pasta_ray.engine.weights import no_progress_bar
 from pasta_ray.errors import InputError, ModelError
 from pasta_ray.train.data import Example, collate
 
@@ -32,16 +33,17 @@ class Likelihood:
         if device.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"device is {device!r}, and torch finds no GPU here; allowed: cpu")
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
-            )
+            with no_progress_bar():
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+                )
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: no model can be loaded: {error}") from error
         return cls(model, device, row_tokens)
 
     @property
-    def max_tokens(self) -> int:
-        """How many tokens an example may have: the model's positions."""
+    def num_positions(self) -> int:
+        """How many positions the model knows: no token of an example may stand at a later one."""
         return int(self._model.config.max_position_embeddings)
 
     @torch.inference_mode()

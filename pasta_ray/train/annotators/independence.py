@@ -21,6 +21,7 @@ learns from documents will. Measured (docs/training.md): the first token alone l
 what the content loses.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -54,7 +55,7 @@ from pasta_ray.train.pairs import Pair
 ALL_LEVELS: tuple[Level, ...] = ("section", "list", "paragraph", "sentence")
 PROSE: tuple[Level, ...] = ("paragraph", "sentence")  # a part that depends on the one before it becomes one with it
 MIN_RUN_TOKENS = 12  # of a run of sentences: a shorter body takes longer to promise than to write
-DEFAULT_DELTA = 0.1
+DEFAULT_DELTA = 0.2
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class IndependenceConfig:
 
     def __post_init__(self) -> None:
         EngineConfig(device=self.device, dtype=self.dtype)  # it knows what is allowed
-        if self.delta != self.delta:
+        if math.isnan(self.delta):
             raise InputError("delta is nan; allowed: a number of nats a token")
         if not set(self.levels) <= set(ALL_LEVELS):
             raise InputError(f"levels are {', '.join(self.levels)}; allowed: {', '.join(ALL_LEVELS)}")
@@ -154,7 +155,7 @@ class IndependenceAnnotator:
             search.open.append(Candidate(level, paying, document, bound))
 
     def _fits(self, pair: Pair, document: Document) -> bool:
-        return len(self._layout(pair, document)[0].ids) <= self.likelihood.max_tokens
+        return max(self._layout(pair, document)[0].positions) < self.likelihood.num_positions
 
     def _learn(self, search: _Search, candidate: Candidate, drops: Sequence[float]) -> None:
         """A valid candidate is the best so far. Of another, what is left is proposed, to be measured as it then stands:
