@@ -18,14 +18,14 @@ class RayCrew:
     def __init__(
         self, load: Callable[[], Decodes], size: int, *, num_cpus: float, num_gpus: float = 0, max_lost: int = 3
     ) -> None:
-        there = ray.cluster_resources()
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         for name, needed in (("CPU", size * num_cpus), ("GPU", size * num_gpus)):
             if there.get(name, 0) < needed:
                 raise InputError(f"{size} workers need {needed:g} {name}s; this Ray has {there.get(name, 0):g}")
         self.size = size
         self._load = load
         self._actor_class: Any = ray.remote(num_cpus=num_cpus, num_gpus=num_gpus)(Sampler)
-        self._actors = [self._actor_class.remote(load) for _ in range(size)]
+        self._actors: list[Any] = [self._actor_class.remote(load) for _ in range(size)]
         self._calls: dict[Any, int] = {}
         self._num_lost, self._max_lost = 0, max_lost
 
