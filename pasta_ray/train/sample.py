@@ -4,7 +4,6 @@ Read it from the bottom: :func:`sample_all` hands requests to a crew of workers 
 a :class:`Sampler`, which is an engine's decoder. Crews are here (this process) and in crew.py (Ray).
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,11 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events, Finished, Report, Request, Sampling
 from pasta_ray.errors import InputError
+<<<<<<< HEAD
 from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
+=======
+from pasta_ray.train.jsonl import explain, read_appended, read_json_lines, to_line
+>>>>>>> samples
 from pasta_ray.train.judges.base import Question
 
 
@@ -297,6 +300,7 @@ def write_samples(
                 result.num_refused += 1
             else:
                 line = file.line(by_id[outcome.id.rpartition("#")[0]], outcome.report)
-                print(json.dumps(line, ensure_ascii=False), file=out, flush=True)
+                out.write(to_line(line))
+                out.flush()
                 result.count(line)
             yield outcome

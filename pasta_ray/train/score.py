@@ -4,7 +4,6 @@ Scored once: λ comes in when pairs are chosen by ``speedup + λ · quality``. `
 the reference answer to the prompt or, without references, against the other samples of it.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
+from pasta_ray.train.jsonl import explain, read_appended, read_json_lines, to_line
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question, preferred
 
 
@@ -91,7 +90,7 @@ def score_samples(
         for start in range(0, len(todo), prompts_at_once):
             group = todo[start : start + prompts_at_once]
             lines = _score(group, done, judge, references, num_opponents, result)
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.writelines(map(to_line, lines))
             file.flush()
             yield sum(sample.id not in done for samples in group for sample in samples)
 
@@ -146,12 +145,20 @@ def _score(
             result.num_unscored += 1
             continue
         result.num_samples += 1
+<<<<<<< HEAD
         probabilities = wins[sample.id]
         counts_wins = judge.counts_wins and references is None
         won = [preferred(value) for value in probabilities] if counts_wins else probabilities
         line = sample.model_dump(exclude_none=True) | {
             "quality": round(fmean(won), 5),
             "win_probability": round(fmean(probabilities), 5),
+=======
+        own = wins[sample.id]
+        won = list(map(preferred, own)) if judge.counts_wins and references is None else own
+        line = sample.model_dump(exclude_none=True) | {
+            "quality": round(fmean(won), 5),
+            "win_probability": round(fmean(own), 5),
+>>>>>>> samples
             "judge": judge.name,
         }
         if features := judge.features(sample.question, sample.answer):

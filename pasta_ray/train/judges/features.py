@@ -15,7 +15,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import read_appended
+from pasta_ray.train.jsonl import read_appended, to_line
 from pasta_ray.train.judges.base import Answer, Question
 from pasta_ray.train.judges.likelihood import Likelihood
 from pasta_ray.train.judges.text import text_features
@@ -136,7 +136,7 @@ def extract_all(
             for key, features in zip(step, extractor.extract(step), strict=True):
                 known[keys[key]] = features
                 if file:
-                    file.write(json.dumps({"id": keys[key], "features": features}) + "\n")
+                    file.write(to_line({"id": keys[key], "features": features}))
             if file:
                 file.flush()
     return {key: known[id_] for key, id_ in keys.items()}
