@@ -19,11 +19,7 @@ from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events, Finished, Report, Request, Sampling
 from pasta_ray.errors import InputError
-<<<<<<< HEAD
-from pasta_ray.train.jsonl import explain, read_appended, read_json_lines
-=======
 from pasta_ray.train.jsonl import explain, read_appended, read_json_lines, to_line
->>>>>>> samples
 from pasta_ray.train.judges.base import Question
 
 

@@ -145,20 +145,11 @@ def _score(
             result.num_unscored += 1
             continue
         result.num_samples += 1
-<<<<<<< HEAD
-        probabilities = wins[sample.id]
-        counts_wins = judge.counts_wins and references is None
-        won = [preferred(value) for value in probabilities] if counts_wins else probabilities
-        line = sample.model_dump(exclude_none=True) | {
-            "quality": round(fmean(won), 5),
-            "win_probability": round(fmean(probabilities), 5),
-=======
         own = wins[sample.id]
         won = list(map(preferred, own)) if judge.counts_wins and references is None else own
         line = sample.model_dump(exclude_none=True) | {
             "quality": round(fmean(won), 5),
             "win_probability": round(fmean(own), 5),
->>>>>>> samples
             "judge": judge.name,
         }
         if features := judge.features(sample.question, sample.answer):
