@@ -52,6 +52,7 @@ def pipeline(
             typer.echo(f"{state:6}{stage.name}: pasta-ray {' '.join(stage.args)}")
     if dry_run:
         return
+    settings.folder.mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(stages, 1):
         if _is_done(settings.folder, stage):
             continue
