@@ -14,8 +14,11 @@ from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 
 ROOT = Path(__file__).parents[2]
-ITEM = "a part that is long enough to be worth a promise of its own, with quite a few words in it"
-NAMES = ("Apples", "Bread", "Cheese")
+ITEMS = (
+    "Apples: keep them in a cool place, since warmth makes every sort go soft within a week",
+    "Bread: slice what is left over and freeze it, for then it toasts well straight away",
+    "Cheese: wrap hard kinds in paper rather than foil, because they have to breathe a little",
+)
 
 
 def write_lines(path: Path, lines: list[dict[str, str]]) -> Path:
@@ -38,7 +41,7 @@ def test_from_answers_to_adapters(tmp_path: Path) -> None:
     """Guards the whole: two rounds and a variant leave adapters that the engine can load, every file between them
     parses, and a second call finds all of it done."""
     model = save_tokenizer(save_model(tmp_path / "model", vocab_size=300))
-    answer = "\n".join(f"{i}. {name}: {ITEM} {i}" for i, name in enumerate(NAMES, 1))
+    answer = "\n".join(f"{i}. {item}" for i, item in enumerate(ITEMS, 1))
     answers = [{"id": f"a{n}", "instruction": f"Say {n}", "output": answer} for n in range(4)]
     prompts = [{"id": f"p{n}", "instruction": f"Tell {n}"} for n in range(3)]
     weights = judge_without_embedding(tmp_path / "judge.json")
