@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -152,10 +152,3 @@ def _first_parts(document: Document, num: int) -> Document:
     while nodes and not isinstance(nodes[-1], Promise):
         nodes.pop()
     return Document(tuple(nodes))
-
-
-def count(lines: Sequence[Line]) -> Counts:
-    counts = Counts()
-    for line in lines:
-        counts.add(line)
-    return counts

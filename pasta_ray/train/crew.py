@@ -18,7 +18,7 @@ class RayCrew:
     def __init__(
         self, load: Callable[[], Decodes], size: int, *, num_cpus: float, num_gpus: float = 0, max_lost: int = 3
     ) -> None:
-        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        there: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]  # as Ray ships it
         for name, needed in (("CPU", size * num_cpus), ("GPU", size * num_gpus)):
             if there.get(name, 0) < needed:
                 raise InputError(f"{size} workers need {needed:g} {name}s; this Ray has {there.get(name, 0):g}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import (
@@ -25,7 +25,8 @@ from pasta_ray.lang import (
     thread_layout,
 )
 from pasta_ray.train.apar import to_thread
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.jsonl import read_models
+from pasta_ray.train.judges.base import Question
 
 KINDS = ("text", "tag", "topic", "length")
 
@@ -45,9 +46,7 @@ class Record(BaseModel):
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        content = f"{self.instruction}\n\n{self.input}" if self.input else self.instruction
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": content}]
+        return Question(self.instruction, self.input, self.system).messages
 
 
 class ChatTokenizer(Protocol):
@@ -109,14 +108,7 @@ class Batch:
 
 def read_records(paths: Iterable[Path]) -> list[Record]:
     """All documents of some JSONL files. Raises InputError that names file and line."""
-    records = []
-    for path in paths:
-        for number, values in read_json_lines(path):
-            try:
-                records.append(Record.model_validate(values))
-            except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {explain(error)}") from error
-    return records
+    return [record for path in paths for _, record in read_models(path, Record)]
 
 
 @dataclass(frozen=True)

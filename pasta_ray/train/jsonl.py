@@ -4,11 +4,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from pasta_ray.errors import InputError
+
+Model = TypeVar("Model", bound=BaseModel)
 
 LINE_START = '{"id": '  # of every line that a command of ours appends
 
@@ -18,6 +20,16 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(_decode(path, _read(path)).split("\n"), 1):
         if line.strip():
             yield number, _parse(path, number, line)
+
+
+def read_models(path: Path, kind: type[Model]) -> Iterator[tuple[str, Model]]:
+    """Each line as a ``kind``, with where it stands, for a complaint. Raises InputError."""
+    for number, values in read_json_lines(path):
+        where = f"{path}, line {number}"
+        try:
+            yield where, kind.model_validate(values)
+        except ValidationError as error:
+            raise InputError(f"{where}: {explain(error)}") from error
 
 
 def read_appended(path: Path, start: str = LINE_START) -> list[Any]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.jsonl import read_models
 
 
 class Pair(BaseModel):
@@ -30,12 +30,8 @@ def read_pairs(paths: Iterable[Path]) -> list[Pair]:
     """All pairs of some files, in order. Raises InputError that names file and line, also for an id used twice."""
     pairs: dict[str, Pair] = {}
     for path in paths:
-        for number, values in read_json_lines(path):
-            try:
-                pair = Pair.model_validate(values)
-            except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {explain(error)}") from error
+        for where, pair in read_models(path, Pair):
             if pair.id in pairs:
-                raise InputError(f"{path}, line {number}: id {pair.id!r} was used before")
+                raise InputError(f"{where}: id {pair.id!r} was used before")
             pairs[pair.id] = pair
     return list(pairs.values())

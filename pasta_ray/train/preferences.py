@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from pasta_ray.errors import InputError
 from pasta_ray.lang import Document, Promise, Sync, TagMap, parse
 from pasta_ray.lang.grammar import body_budget
 from pasta_ray.lang.layout import Range
 from pasta_ray.train.data import ChatTokenizer, Example, Record, build_example
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.jsonl import read_models
 
 SAME = "no two different samples"
 TIED = "all samples score the same"
@@ -125,17 +125,11 @@ def read_scored(paths: Iterable[Path], *, need_quality: bool) -> list[Scored]:
     """All samples of some scored files. Raises InputError that names file and line, also for an id that comes twice."""
     samples: dict[str, Scored] = {}
     for path in paths:
-        for number, values in read_json_lines(path):
-            try:
-                sample = Scored.model_validate(values)
-            except ValidationError as error:
-                raise InputError(f"{path}, line {number}: {explain(error)}") from error
+        for where, sample in read_models(path, Scored):
             if need_quality and sample.quality is None:
-                raise InputError(
-                    f"{path}, line {number}: quality: missing; score the samples first, or set lambda to 0"
-                )
+                raise InputError(f"{where}: quality: missing; score the samples first, or set lambda to 0")
             if sample.id in samples:
-                raise InputError(f"{path}, line {number}: id: {sample.id!r} comes twice; allowed: each sample once")
+                raise InputError(f"{where}: id: {sample.id!r} comes twice; allowed: each sample once")
             samples[sample.id] = sample
     return list(samples.values())
 

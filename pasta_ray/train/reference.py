@@ -1,7 +1,6 @@
 """Log-probabilities under the initial model: computed once, before training, and kept in the run's folder."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pasta_ray.train.data import Example, collate
+from pasta_ray.train.jsonl import read_appended, to_line
 from pasta_ray.train.loss import label_log_probs, sequence_log_probs
 from pasta_ray.train.stage import Model
 
@@ -78,16 +78,9 @@ def reference_log_probs(
 
 def _read(path: Path) -> dict[str, float]:
     """Values by key. A last line that its writer did not live to finish is dropped from the file, too."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole, encoding="utf-8")
-    lines = [json.loads(line) for line in whole.splitlines()]
-    return {line["key"]: line["log_prob"] for line in lines}
+    return {line["key"]: line["log_prob"] for line in read_appended(path, '{"key": ')}
 
 
 def _append(path: Path, values: dict[str, float]) -> None:
     with path.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps({"key": key, "log_prob": value}) + "\n" for key, value in values.items())
+        file.writelines(to_line({"key": key, "log_prob": value}) for key, value in values.items())

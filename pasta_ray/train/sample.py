@@ -12,14 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pasta_ray.engine import Engine
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events, Finished, Report, Request, Sampling
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_appended, read_json_lines, to_line
+from pasta_ray.train.jsonl import read_appended, read_models, to_line
 from pasta_ray.train.judges.base import Question
 
 
@@ -253,13 +253,9 @@ class Sampled:
 def read_prompts(path: Path) -> list[Prompt]:
     """Raises InputError that names file and line, for an id used twice too."""
     prompts: dict[str, Prompt] = {}
-    for number, values in read_json_lines(path):
-        try:
-            prompt = Prompt.model_validate(values)
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number}: {explain(error)}") from error
+    for where, prompt in read_models(path, Prompt):
         if prompt.id in prompts:
-            raise InputError(f"{path}, line {number}: id {prompt.id!r} was used before")
+            raise InputError(f"{where}: id {prompt.id!r} was used before")
         prompts[prompt.id] = prompt
     return list(prompts.values())
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_appended, read_json_lines, to_line
+from pasta_ray.train.jsonl import read_appended, read_models, to_line
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question, preferred
 
 
@@ -56,13 +56,9 @@ def read_samples(path: Path) -> dict[str, list[Sample]]:
     """All samples by prompt. Raises InputError with file and line, for an id used twice too."""
     by_prompt: dict[str, list[Sample]] = {}
     seen: set[str] = set()
-    for number, values in read_json_lines(path):
-        try:
-            sample = Sample.model_validate(values)
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number}: {explain(error)}") from error
+    for where, sample in read_models(path, Sample):
         if sample.id in seen:
-            raise InputError(f"{path}, line {number}: id {sample.id!r} was used before")
+            raise InputError(f"{where}: id {sample.id!r} was used before")
         seen.add(sample.id)
         by_prompt.setdefault(sample.prompt_id, []).append(sample)
     return by_prompt

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.jsonl import read_models
 from pasta_ray.train.judges.base import Answer, Comparison, Question, preferred
 from pasta_ray.train.judges.text import longer
 
@@ -85,13 +84,7 @@ def digest(text: str) -> int:
 
 def read_pairs(path: Path) -> list[HumanPair]:
     """Raises InputError that names file and line."""
-    pairs = []
-    for number, values in read_json_lines(path):
-        try:
-            pairs.append(HumanPair.model_validate(values))
-        except ValidationError as error:
-            raise InputError(f"{path}, line {number}: {explain(error)}") from error
-    return pairs
+    return [pair for _, pair in read_models(path, HumanPair)]
 
 
 @dataclass(frozen=True)

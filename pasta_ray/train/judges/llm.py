@@ -58,7 +58,7 @@ class LlmJudge:
         miss. Equal texts are a draw, about which nobody is asked."""
         return asyncio.run(self._compare(comparisons))
 
-    def features(self, question: Question, answer: Answer) -> dict[str, float]:  # noqa: ARG002
+    def features(self, question: Question, answer: Answer) -> dict[str, float]:  # noqa: ARG002  # the interface's
         """None: what the model looked at is not known."""
         return {}
 

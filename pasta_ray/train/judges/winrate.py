@@ -4,16 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pasta_ray.errors import InputError
-from pasta_ray.train.jsonl import explain, read_json_lines
+from pasta_ray.train.jsonl import read_models
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question, preferred
 from pasta_ray.train.judges.text import longer
-
-Line = TypeVar("Line", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -89,8 +86,7 @@ def pair_up(
 def read_questions(path: Path) -> dict[str, Question]:
     """By prompt id. Raises InputError with file and line."""
     questions: dict[str, Question] = {}
-    for where, values in _lines(path):
-        asked = _validate(_Asked, values, where)
+    for where, asked in read_models(path, _Asked):
         if asked.id in questions:
             raise InputError(f"{where}: id {asked.id!r} was used before")
         questions[asked.id] = Question(asked.instruction, asked.input or None, asked.system or None)
@@ -101,8 +97,7 @@ def read_answers(path: Path) -> dict[str, Answer]:
     """By prompt id, of reports (``text``, ``finish_reason``) or answers (``output``, ``finished``). Raises InputError
     with file and line."""
     answers: dict[str, Answer] = {}
-    for where, values in _lines(path):
-        answered = _validate(_Answered, values, where)
+    for where, answered in read_models(path, _Answered):
         id_ = answered.prompt_id or answered.id
         if answered.answer is None:
             raise InputError(f"{where}: a text is expected in field 'text' or 'output'")
@@ -110,14 +105,3 @@ def read_answers(path: Path) -> dict[str, Answer]:
             raise InputError(f"{where}: a second answer to {id_!r}")
         answers[id_] = answered.answer
     return answers
-
-
-def _lines(path: Path) -> list[tuple[str, Any]]:
-    return [(f"{path}, line {number}", values) for number, values in read_json_lines(path)]
-
-
-def _validate(kind: type[Line], values: Any, where: str) -> Line:
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise InputError(f"{where}: {explain(error)}") from error
