@@ -44,10 +44,11 @@ def sample(
 ) -> None:
     """Sample documents. Started again, it goes on where it stopped; a sample's seed does not depend on that."""
     from pasta_ray.engine.config import EngineConfig
+    from pasta_ray.engine.methods import check_method, default_method
+    from pasta_ray.engine.weights import find_tags
     from pasta_ray.train.sample import Plan
 
     adapter_name = None if adapter == NO_ADAPTER else adapter
-    plan = Plan(num, method or ("pasta" if adapter_name else "sequential"), temperature, top_p, max_tokens, seed)
     config = EngineConfig(
         model=model,
         adapter=adapter_name,
@@ -56,6 +57,10 @@ def sample(
         quantization=None if quantization == Quantization.none else quantization.value,
         num_threads=threads,
     )
+    tags = find_tags(config)
+    method = method or default_method(tags)
+    check_method(method, tags)
+    plan = Plan(num, method, temperature, top_p, max_tokens, seed)
     summary = _run(prompts, out, plan, config, batch, num_workers)
     if as_json:
         typer.echo(json.dumps(summary))

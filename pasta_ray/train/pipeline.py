@@ -57,7 +57,7 @@ class PipelineConfig(BaseModel):
         yield "sft", ("train", "sft"), _settings(self._sft())
         for number in range(1, self.rounds + 1):
             samples, scored = self._samples(number), self._scored(number)
-            given = {"prompts": self.prompts, "out": samples, "method": "pasta", "adapter": "none"}
+            given = {"prompts": self.prompts, "out": samples, "adapter": "none"}
             given |= self._start_of(number, adapter="adapter")
             yield f"sample-{number}", ("train", "sample"), given | self.sample
             yield f"score-{number}", ("train", "score"), {"": samples, "out": scored} | self.score

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.errors import InputError
+from pasta_ray.train.data import collate
 from pasta_ray.train.judges.base import Answer, Question
 from pasta_ray.train.judges.features import (
     FLOOR,
@@ -22,8 +23,9 @@ from pasta_ray.train.judges.features import (
     load_embedding,
     load_extractor,
 )
-from pasta_ray.train.judges.likelihood import Ids, Likelihood, pack_rows
+from pasta_ray.train.judges.likelihood import Ids, answer_log_probs, pack_rows
 from pasta_ray.train.judges.text import longer, sentences, text_features
+from pasta_ray.train.likelihood import Likelihood
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 
@@ -78,7 +80,7 @@ def test_sentences_are_compared_without_their_marks() -> None:
 def test_packed_answers_are_as_likely_as_alone(folder: Path, row_tokens: int) -> None:
     """Guards against answers in a row that see each other, and against a token that is predicted from the wrong one."""
     reference = AutoModelForCausalLM.from_pretrained(folder).eval()
-    found = Likelihood(folder).log_probs(PAIRS, row_tokens)
+    found = answer_log_probs(Likelihood.load(folder), PAIRS, row_tokens)
     for (prompt, answer), values in zip(PAIRS, found, strict=True):
         with torch.no_grad():
             log_probs = reference(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
@@ -91,14 +93,14 @@ def test_a_row_holds_each_prompt_once() -> None:
     (row,) = pack_rows(PAIRS, 512)
     assert row.ids == [1, 2, 3, 4, 5, 6, 7, 8, 9, 4, 5, 6]
     assert row.positions == [0, 1, 2, 3, 4, 5, 3, 4, 0, 1, 2, 3]
-    assert row.mask().sum() == (1 + 2 + 3) + (4 + 5 + 6) + (4 + 5) + (1 + 2 + 3 + 4)
+    assert collate([row.example]).mask.sum() == (1 + 2 + 3) + (4 + 5 + 6) + (4 + 5) + (1 + 2 + 3 + 4)
     rows = list(pack_rows(PAIRS, 8))
     assert [len(row.ids) for row in rows] == [8, 4]
 
 
 def test_likelihood_features(folder: Path) -> None:
     """Guards their definitions: a mean with a floor, and the gain over an empty question on a logarithmic scale."""
-    tokenizer, likelihood = Tokenizer.load(folder, None), Likelihood(folder)
+    tokenizer, likelihood = Tokenizer.load(folder, None), Likelihood.load(folder)
     extractor = Extractor(None, AnswerLikelihoods(tokenizer, likelihood, prompt_tokens=16, answer_tokens=4))
     answer = Answer("hello there general")
     found, none = extractor.extract([(QUESTION, answer), (QUESTION, Answer(""))])
@@ -107,7 +109,7 @@ def test_likelihood_features(folder: Path) -> None:
     ids = tuple(tokenizer.encode(answer.text))[:4]
     blank = tuple(tokenizer.encode_chat(Question("").messages))
     assert len(blank) <= 16
-    after, before = likelihood.log_probs([(tuple(prompt[:8] + prompt[-8:]), ids), (blank, ids)])
+    after, before = answer_log_probs(likelihood, [(tuple(prompt[:8] + prompt[-8:]), ids), (blank, ids)])
     gained = sum(after) - sum(before)
     assert found["log_likelihood"] == pytest.approx(max(sum(after) / 4, FLOOR))
     assert found["relevance"] == pytest.approx(math.copysign(math.log1p(abs(gained)), gained), abs=1e-4)

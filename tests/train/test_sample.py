@@ -59,7 +59,7 @@ def run(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     )
 
     def run(*args: str) -> dict[str, Any]:
-        options = ["--prompts", str(prompts), "--model", str(model), "--adapter", "none", "--method", "pasta"]
+        options = ["--prompts", str(prompts), "--model", str(model), "--adapter", "none"]
         try:
             main(["train", "sample", *options, "--max-tokens", "24", "--threads", "1", "--json", *args])
         except SystemExit as exit_:
@@ -157,6 +157,17 @@ def test_a_refused_prompt_stops_no_other(run: Run, tmp_path: Path, capsys: pytes
     error = capsys.readouterr().err
     assert "sample 'p#0': the prompt's" in error
     assert "and 1 more" in error
+
+
+def test_the_method_fits_what_the_model_writes(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Guards against a run in which every request is refused; unless told, the method is that of the model's tags."""
+    with pytest.raises(SystemExit) as exit_:
+        run("--out", str(tmp_path / "out.jsonl"), "--method", "apar")
+    assert exit_.value.code == 2
+    assert "method is 'apar'; allowed with this model: " in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
+    run("--out", str(tmp_path / "out.jsonl"), "--num", "10")
+    assert any("<promise" in sample["document"] for sample in read(tmp_path / "out.jsonl"))
 
 
 def die_once(marker: str) -> FakeDecoder:

