@@ -22,6 +22,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="JSONL file of samples; those already in it are skipped.")],
     num: Annotated[int, typer.Option(help="Samples a prompt.")] = 10,
     temperature: Annotated[float, typer.Option(help="0 is greedy: all samples of a prompt alike.")] = 0.8,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Sample 0 is greedy, what `--temperature 0` gives.")] = False,
     top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")] = 0.95,
     max_tokens: Annotated[int, typer.Option(help="Bound of a sample's visible tokens.")] = 384,
     seed: Annotated[int, typer.Option(help="Every sample's own seed follows from it, its prompt's id and number.")] = 0,
@@ -60,7 +61,7 @@ def sample(
     tags = find_tags(config)
     method = method or default_method(tags)
     check_method(method, tags)
-    plan = Plan(num, method, temperature, top_p, max_tokens, seed)
+    plan = Plan(num, method, temperature, top_p, max_tokens, seed, greedy)
     summary = _run(prompts, out, plan, config, batch, num_workers)
     if as_json:
         typer.echo(json.dumps(summary))

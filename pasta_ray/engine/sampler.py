@@ -12,6 +12,7 @@ import torch
 from pasta_ray.engine.messages import Sampling
 
 MIN_TEMPERATURE = 1e-6  # below it a division overflows, and no draw would differ
+NUCLEUS = 256  # tokens among which the nucleus is looked for first: sorting a vocabulary costs many times as much
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,23 @@ def _draw(logits_RV: torch.Tensor, rows: Sequence[SampleRow]) -> torch.Tensor:
 
 
 def _nucleus(probs_RV: torch.Tensor, top_ps: Sequence[float]) -> torch.Tensor:
-    """Zero but for the fewest tokens whose probability reaches ``top_ps``."""
+    """Zero but for the fewest tokens whose probability reaches ``top_ps``; the first of equal ones."""
     top_p_R1 = torch.tensor(top_ps, dtype=torch.float64, device=probs_RV.device)[:, None]
-    sorted_RV, ids_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-    before_RV = sorted_RV.double().cumsum(dim=-1) - sorted_RV
-    kept_RV = torch.zeros_like(probs_RV, dtype=torch.bool).scatter(1, ids_RV, before_RV < top_p_R1)
+    likeliest_RK = probs_RV.topk(min(NUCLEUS, probs_RV.shape[-1])).values
+    wider = torch.nonzero((likeliest_RK.double().sum(-1, keepdim=True) < top_p_R1).squeeze(1)).squeeze(1)
+    kept_RV = _kept(probs_RV, likeliest_RK, top_p_R1)
+    if len(wider):
+        sorted_RV = probs_RV[wider].sort(dim=-1, descending=True).values
+        kept_RV[wider] = _kept(probs_RV[wider], sorted_RV, top_p_R1[wider])
     return torch.where(kept_RV, probs_RV, 0.0)
+
+
+def _kept(probs_RV: torch.Tensor, likeliest_RK: torch.Tensor, top_p_R1: torch.Tensor) -> torch.Tensor:
+    """Whether a token is in the nucleus, which has no more tokens than ``likeliest_RK``, the largest of its row's
+    probabilities in falling order."""
+    before_RK = likeliest_RK.double().cumsum(dim=-1) - likeliest_RK
+    num_kept_R1 = (before_RK < top_p_R1).sum(dim=-1, keepdim=True)
+    least_R1 = likeliest_RK.gather(1, (num_kept_R1 - 1).clamp(min=0))  # none is kept of what is no number
+    above_RV, equal_RV = probs_RV > least_R1, probs_RV == least_R1
+    num_equal_R1 = num_kept_R1 - above_RV.sum(dim=-1, keepdim=True)
+    return above_RV | (equal_RV & (equal_RV.cumsum(dim=-1) <= num_equal_R1))

@@ -39,11 +39,13 @@ class Scored(Record):
         return self.finish_reason == "stop"
 
     def score(self, quality_weight: float) -> float:
-        """speedup + λ·quality; λ = ∞ ranks by quality alone, λ = 0 by speed alone."""
+        """speedup + λ·quality; λ = ∞ ranks by quality alone, λ = 0 by speed alone. An answer that ran into the token
+        limit has no quality: judges know no unfinished answers, and a loop may please them."""
         if quality_weight == 0:
             return self.speedup
         assert self.quality is not None
-        return self.quality if math.isinf(quality_weight) else self.speedup + quality_weight * self.quality
+        quality = self.quality if self.finished else 0.0
+        return quality if math.isinf(quality_weight) else self.speedup + quality_weight * quality
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,8 @@ def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_o
     """Per prompt the best and the worst sample by speedup + λ·quality, λ being ``quality_weight``.
 
     An answer that ran into the token limit is never the better one where another sample of its prompt was finished: it
-    may have gone on for ever, and its speedup and quality are those of a part. It may be the worse one. Where every
-    sample was cut off the prompt is left out, unless ``pair_cut_off``. Equal scores: the first of the file.
+    may have gone on for ever, and its speedup is that of a part. It may be the worse one. Where every sample was cut
+    off the prompt is left out, unless ``pair_cut_off``. Equal scores: the first of the file.
     """
     prompts: dict[str, list[Scored]] = {}
     for sample in samples:

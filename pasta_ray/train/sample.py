@@ -43,7 +43,8 @@ class Prompt(BaseModel):
 @dataclass(frozen=True)
 class Plan:
     """What is sampled: ``num`` documents a prompt by ``method``, each from a seed of its own. ``max_tokens`` bounds a
-    document's visible tokens."""
+    document's visible tokens. ``greedy``: sample 0 is the greedy answer, so that preferences reach what greedy decoding
+    gives, loops above all, which hardly occur at a temperature."""
 
     num: int = 10
     method: str = "pasta"
@@ -51,6 +52,7 @@ class Plan:
     top_p: float = 0.95
     max_tokens: int = 384
     seed: int = 0
+    greedy: bool = False
 
     def __post_init__(self) -> None:
         if self.num < 1:
@@ -63,7 +65,8 @@ class Plan:
         """Of the prompt's ``k``-th sample. Its seed depends on nothing else, so that what is sampled again, after a
         crash or in another order, is the same."""
         digest = blake2b(f"{self.seed}|{prompt_id}|{k}".encode(), digest_size=8).digest()
-        return Sampling(self.temperature, self.top_p, int.from_bytes(digest, "big") >> 1)
+        temperature = 0.0 if self.greedy and k == 0 else self.temperature
+        return Sampling(temperature, self.top_p, int.from_bytes(digest, "big") >> 1)
 
 
 @dataclass(frozen=True)
@@ -204,23 +207,21 @@ class SampleFile:
             "critical_path": report.parallel.critical_path,
             "sequential_tokens": report.parallel.sequential_tokens,
             "speedup": report.parallel.theoretical_speedup,
-            **self._settings(),
-            "seed": self._plan.sampling(prompt.id, k).seed,
+            **self._settings(prompt.id, k),
         }
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, prompt_id: str, k: int) -> dict[str, Any]:
+        sampling = self._plan.sampling(prompt_id, k)
         return {
-            "temperature": self._plan.temperature,
-            "top_p": self._plan.top_p,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
             "model": self._config.model,
             "adapter": self._config.adapter,
+            "seed": sampling.seed,
         }
 
     def _check(self, where: str, line: Mapping[str, Any]) -> None:
-        settings = self._settings() | {
-            "seed": self._plan.sampling(line.get("prompt_id", ""), line.get("sample", 0)).seed
-        }
-        for name, wanted in settings.items():
+        for name, wanted in self._settings(line.get("prompt_id", ""), line.get("sample", 0)).items():
             if line.get(name) != wanted:
                 raise InputError(
                     f"{where}: {name} is {line.get(name)!r}, and now {wanted!r}; choose another --out file"

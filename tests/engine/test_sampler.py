@@ -5,7 +5,7 @@ import torch
 
 from pasta_ray.engine import Engine
 from pasta_ray.engine.messages import Sampling
-from pasta_ray.engine.sampler import SampleRow, sample, uniform
+from pasta_ray.engine.sampler import NUCLEUS, SampleRow, _nucleus, sample, uniform
 from pasta_ray.errors import InputError
 from tests.engine.conftest import decode, prompt
 
@@ -53,6 +53,19 @@ def test_top_p_and_temperature_statistically() -> None:
         expected /= expected.sum()
         torch.testing.assert_close(counts, expected, atol=0.03, rtol=0)
         assert not counts[expected == 0].any()
+
+
+def test_the_nucleus_is_that_of_a_full_sort() -> None:
+    """Guards the shortcut through the likeliest tokens: flat and peaked rows, ties at the border, top-p 1."""
+    torch.manual_seed(0)
+    vocab, top_ps = 4 * NUCLEUS, (0.1, 0.9, 0.95, 1.0)
+    for scale in (0.0, 1.0, 3.0, 8.0):
+        logits = (torch.randn(len(top_ps), vocab) * scale).round(decimals=0 if scale == 3.0 else 4)
+        probs = torch.softmax(logits, dim=-1)
+        for row_V, kept_V, top_p in zip(probs, _nucleus(probs, top_ps), top_ps, strict=True):
+            values, ids = row_V.sort(descending=True, stable=True)
+            num_kept = int((values.double().cumsum(0) - values < top_p).sum())
+            assert kept_V.nonzero().flatten().tolist() == sorted(ids[:num_kept][values[:num_kept] > 0].tolist())
 
 
 def test_extreme_values_draw_a_token() -> None:

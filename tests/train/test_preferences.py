@@ -89,6 +89,15 @@ def test_a_cut_off_answer_is_never_preferred_to_a_finished_one() -> None:
     assert choose_pairs(samples, 1.0, pair_cut_off=True).pairs[-1].chosen.id == "d#0"
 
 
+def test_a_cut_off_answer_has_no_quality() -> None:
+    """Guards against loops that the judge likes: by quality they are the worst, whatever it said."""
+    cut = {"finish_reason": "length"}
+    samples = [sample("a", 0, 2.0, 0.9, **cut), sample("a", 1, 1.5, 0.5), sample("a", 2, 1.0, 0.4)]
+    for weight, rejected in ((math.inf, 0), (4.0, 0), (0.5, 2)):
+        (pair,) = choose_pairs(samples, weight).pairs
+        assert (pair.chosen.id, pair.rejected.id) == ("a#1", f"a#{rejected}")
+
+
 def test_the_report_says_what_was_chosen() -> None:
     """Guards the figures by which a reader sees whether stage 2 learns speed, quality or length."""
     samples = [sample(p, n, 1.0 + n, 0.25 * n) for p in "ab" for n in range(3)]

@@ -114,6 +114,19 @@ def test_what_was_cut_off_goes_on_and_gives_the_same_samples(run: Run, tmp_path:
     assert cut.read_bytes() == before
 
 
+def test_the_first_sample_may_be_the_greedy_one(run: Run, tmp_path: Path) -> None:
+    """Guards `--greedy`: sample 0 is what greedy decoding gives, the others are as without it, and it resumes."""
+    mixed, greedy, drawn = (tmp_path / f"{name}.jsonl" for name in ("mixed", "greedy", "drawn"))
+    run("--out", str(mixed), "--num", "3", "--greedy")
+    run("--out", str(greedy), "--num", "1", "--temperature", "0")
+    run("--out", str(drawn), "--num", "3")
+    first = {s["id"]: s for s in read(mixed) if s["sample"] == 0}
+    assert first == {s["id"]: s for s in read(greedy)}
+    later = {s["id"]: s for s in read(mixed) if s["sample"]}
+    assert later == {s["id"]: s for s in read(drawn) if s["sample"]}
+    assert run("--out", str(mixed), "--num", "3", "--greedy")["samples"] == 0
+
+
 @pytest.mark.parametrize(
     ("option", "value", "field"),
     [("--temperature", "0.5", "temperature"), ("--seed", "1", "seed"), ("--top-p", "0.5", "top_p")],
