@@ -181,23 +181,25 @@ def starting_rows(base: Any, folder: Path, encoder: Encoder) -> dict[str, Tensor
 
 
 def load_adapter(policy: Policy, folder: Path) -> None:
-    """Take over an adapter that ``save_adapter`` wrote. Raises InputError where it does not fit."""
+    """Take over an adapter that ``save_adapter`` wrote; from one without tags the tags' rows start as a new run's do.
+    Raises InputError where it does not fit."""
     path = folder / "adapter_config.json"
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         weights = load_file(folder / "adapter_model.safetensors")
-        rows = load_file(folder / ROWS_FILE) if policy.rows else {}
+        tags = load_tags(folder)
+        rows = load_file(folder / ROWS_FILE) if policy.rows and tags else {}
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"init_adapter: {error}") from error
     lora = policy.model.peft_config["default"]
     for name, own, theirs in (("rank", lora.r, settings["r"]), ("alpha", lora.lora_alpha, settings["lora_alpha"])):
         if own != theirs:
             raise InputError(f"lora_{name} is {own}; the adapter {folder} has {theirs}, and so must the run")
-    if load_tags(folder) != policy.tags:
-        raise InputError(f"init_adapter: the tags of {folder} are {load_tags(folder)}, the run's {policy.tags}")
+    if tags and tags != policy.tags:
+        raise InputError(f"init_adapter: the tags of {folder} are {tags}, the run's {policy.tags}")
     result: Any = set_peft_model_state_dict(policy.model, weights)
     misfits = [name for name in result.missing_keys if "lora_" in name] + result.unexpected_keys
-    if misfits or set(rows) != set(policy.rows):
+    if misfits or (tags and set(rows) != set(policy.rows)):
         raise InputError(f"init_adapter: {folder} does not fit the model; differs in {[*misfits, *rows][0]}")
     with torch.no_grad():
         for name, values in rows.items():

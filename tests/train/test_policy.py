@@ -111,6 +111,21 @@ def test_a_run_starts_from_an_adapter(tmp_path: Path) -> None:
         load_policy(config.model_copy(update={"init_adapter": tmp_path / "nowhere"}), encoder)
 
 
+def test_a_run_with_tags_starts_from_an_adapter_without(tmp_path: Path) -> None:
+    """Guards teaching tags to a model that was tuned without: its matrices are taken over, and the tags' rows are those
+    of a new run."""
+    folder = save_family(tmp_path / "base", "llama")
+    config = RunConfig(name="x", model=str(folder), lora_rank=2)
+    save_adapter(randomise(first := load_policy(config, Encoder(Words(), None))), tmp_path / "plain")
+    fresh = load_policy(config, Encoder(Words(), TAGS))
+    again = load_policy(config.model_copy(update={"init_adapter": tmp_path / "plain"}), Encoder(Words(), TAGS))
+    for name, row in fresh.rows.items():
+        assert torch.equal(again.rows[name], row)
+    plain, taken = first.model.state_dict(), again.model.state_dict()
+    assert any("lora_B" in name for name in plain)
+    assert all(torch.equal(taken[name], value) for name, value in plain.items() if "lora_" in name)
+
+
 def test_recomputed_activations_give_the_same_gradients(tmp_path: Path) -> None:
     """Guards activation checkpointing, which with frozen embeddings easily gives none at all."""
     folder = save_family(tmp_path / "base", "llama")
