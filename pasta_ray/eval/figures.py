@@ -1,6 +1,10 @@
 """The shapes of an evaluation's figures, as `report.json` holds them. None stands where there is nothing to measure."""
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+from pasta_ray.eval.folder import Sitting, Told
 
 
 class Figures(BaseModel):
@@ -69,6 +73,15 @@ class Counts(Figures):
     violations: int
 
 
+class Anatomy(Figures):
+    """Model steps of an answer, on average over answers: with no body open, with one, with more. Only the last are
+    what parallel decoding lives on."""
+
+    no_body: float
+    one_body: float
+    several_bodies: float
+
+
 class LengthError(Figures):
     """How far predicted lengths of bodies were off. ``median_tokens``: of the distance. ``median_share``: of that
     relative to the true length. ``share_right``: predictions that are the length in the next ten. ``share_short``:
@@ -119,11 +132,46 @@ class Preference(Figures):
 
 
 class Quality(Figures):
-    """``opponent`` is the baseline's name, or ``reference``. ``perplexity``: of the answers under the model without
-    adapter, the exponential of the mean over all their tokens."""
+    """``opponent`` is the baseline's name, or ``reference``. ``clean``: over the prompts where no answer of system or
+    baseline was cut off or repeats itself."""
 
     opponent: str
     all: Preference
     clean: Preference
-    perplexity: float | None = None
-    perplexity_clean: float | None = None
+
+
+class Perplexity(Figures):
+    """Of a system's answers under the model without adapter: over the tokens of all, and of its clean ones."""
+
+    all: float | None
+    clean: float | None
+
+
+class SystemReport(Figures):
+    """All figures of one system. ``same_text``: share of its answers that are another system's letter by letter."""
+
+    counts: Counts
+    speed: Views
+    by_category: dict[str, Views]
+    anatomy: Anatomy | None
+    length_error: LengthError | None
+    same_text: dict[str, float]
+    quality: Quality | None = None
+    perplexity: Perplexity | None = None
+
+
+class EvalReport(Figures):
+    """`report.json`. ``complete``: every answer of the plan is there. ``judge_error``: why there is no quality, or not
+    of all systems, although the plan asks for it."""
+
+    format: Literal[1] = 1
+    version: str
+    told: Told
+    sittings: list[Sitting]
+    baseline: str
+    num_prompts: int
+    complete: bool
+    judge: JudgeCard | None = None
+    judge_costs: dict[str, float] = {}
+    judge_error: str = ""
+    systems: dict[str, SystemReport]

@@ -47,6 +47,7 @@ class EvalFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.told = path / "plan.json"
+        self.prompts = path / "prompts.jsonl"
         self.answers = path / "answers.jsonl"
         self.sittings = path / "machine.jsonl"
         self.verdicts = path / "verdicts.jsonl"
@@ -68,7 +69,8 @@ class EvalFolder:
             raise InputError(f"{self.path}: another evaluation is at work here; allowed: another folder") from error
 
     def claim(self, plan: EvalPlan, prompts: PromptSet) -> None:
-        """Keep what the evaluation is told. Raises InputError where answers are there that were made otherwise."""
+        """Keep what the evaluation is told, prompts too: a report needs this folder alone. Raises InputError where
+        answers are there that were made otherwise."""
         told = Told(plan=plan, prompts_sha256=prompts.digest, adapters_sha256=_adapter_digests(plan))
         if self.told.is_file() and self.answers.is_file():
             before, now = _facts(self.read_told()), _facts(told)
@@ -78,6 +80,8 @@ class EvalFolder:
                         f"{self.path}: its answers were made with {name} {before.get(name)!r}, and now it is {value!r};"
                         " allowed: the same, or another folder"
                     )
+        lines = (to_line(prompt.model_dump(exclude_none=True)) for prompt in prompts.prompts)
+        write_whole(self.prompts, "".join(lines))
         write_whole(self.told, told.model_dump_json(indent=1) + "\n")
 
     def read_told(self) -> Told:

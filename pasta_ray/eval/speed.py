@@ -12,7 +12,7 @@ import numpy as np
 
 from pasta_ray.engine.messages import Report
 from pasta_ray.eval.answers import Answer, BySystem
-from pasta_ray.eval.figures import Counts, Interval, LengthError, Percentiles, Speed, Views
+from pasta_ray.eval.figures import Anatomy, Counts, Interval, LengthError, Percentiles, Speed, Views
 
 NUM_RESAMPLES = 2000
 PREDICTING = ("pasta", "pasta+speculative")  # methods whose model says how long a body gets
@@ -122,6 +122,20 @@ def length_error(answers: Iterable[Answer]) -> LengthError | None:
         share_right=statistics.fmean(0 <= predicted - tokens < TEN for predicted, tokens in pairs),
         share_short=statistics.fmean(tokens > predicted for predicted, tokens in pairs),
     )
+
+
+def anatomy(answers: Iterable[Answer]) -> Anatomy | None:
+    """None where there are no answers. A body is open from its first step to its last, whatever its siblings do."""
+    reports = [answer.report for answer in answers if answer.report]
+    if not reports:
+        return None
+    steps = [0, 0, 0]
+    for report in reports:
+        bodies = [branch for branch in report.branches if branch.parent]
+        for step in range(1, max((branch.last_step for branch in report.branches), default=0) + 1):
+            steps[min(2, sum(body.first_step <= step <= body.last_step for body in bodies))] += 1
+    no_body, one_body, several = (number / len(reports) for number in steps)
+    return Anatomy(no_body=no_body, one_body=one_body, several_bodies=several)
 
 
 def same_texts(systems: BySystem) -> dict[str, dict[str, float]]:

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +146,10 @@ def test_mistakes_in_a_plan_are_named(changes: dict[str, Any], message: str) -> 
 
 
 def test_usual_systems_by_name() -> None:
-    assert [system.adapter for system in standard_systems(["sequential", "pasta", "pasta"])] == ["baseline-sft", "pasta"]
+    assert [system.adapter for system in standard_systems(["sequential", "pasta", "pasta"])] == [
+        "baseline-sft",
+        "pasta",
+    ]
     with pytest.raises(InputError, match="'medusa' is unknown; allowed: sequential"):
         standard_systems(["medusa"])
 
@@ -160,7 +162,10 @@ def write(path: Path, *lines: object) -> Path:
 def test_prompts_are_read_with_what_figures_need(tmp_path: Path) -> None:
     path = write(
         tmp_path / "p.jsonl",
-        *({"id": f"p{n}", "instruction": "i", "source": "s", "instruction_difficulty": n, "extra": 1} for n in range(9)),
+        *(
+            {"id": f"p{n}", "instruction": "i", "source": "s", "instruction_difficulty": n, "extra": 1}
+            for n in range(9)
+        ),
     )
     found = load_prompts(str(path), limit=3).prompts
     assert [(prompt.id, prompt.group, prompt.instruction_difficulty) for prompt in found] == [
@@ -197,7 +202,7 @@ def test_the_hubs_alpacaeval_has_its_difficulties(tmp_path: Path, monkeypatch: p
     records = [{"instruction": f"i{n}", "output": "o", "dataset": "d"} for n in range(2)]
     (tmp_path / "alpaca_eval_gpt4_baseline.json").write_text(json.dumps(records))
     (tmp_path / "instruction_difficulty.csv").write_text(",instruction_difficulty\n0,-1.5\n1,2.5\n")
-    monkeypatch.setattr("pasta_ray.eval.prompts.hf_hub_download", lambda repo, name, **_: str(tmp_path / name))
+    monkeypatch.setattr("pasta_ray.eval.prompts.hf_hub_download", lambda _, name, **__: str(tmp_path / name))
     assert [prompt.instruction_difficulty for prompt in load_prompts("alpacaeval").prompts] == [-1.5, 2.5]
 
     def fail(*_: object, **__: object) -> str:
@@ -209,11 +214,11 @@ def test_the_hubs_alpacaeval_has_its_difficulties(tmp_path: Path, monkeypatch: p
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small random model that writes tags."""
     folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=306))
     TagMap.after(300).save(folder)
-    yield folder
+    return folder
 
 
 def test_engines_answer_and_speculative_equals_sequential(model: Path, tmp_path: Path) -> None:
@@ -227,14 +232,14 @@ def test_engines_answer_and_speculative_equals_sequential(model: Path, tmp_path:
             System(name="free", method="pasta", constrained=False, **settings),
             System(name="sot", method="sot", **settings),
         ],
-        max_tokens=24,
+        max_tokens=12,
         temperature=0.5,
     )
     answerer = LocalAnswerer(ours)
     path = tmp_path / "answers.jsonl"
-    list(run_tasks(ours, list(schedule(ours, PROMPTS[:2])), answerer, path))
+    list(run_tasks(ours, list(schedule(ours, PROMPTS[:1])), answerer, path))
     texts = {answer.id: answer.report.text for answer in read_answers(path) if answer.report}
-    assert len(texts) == 10
+    assert len(texts) == 5
     assert texts["p0#sequential#0"] == texts["p0#speculative#0"]
     assert answerer.num_slots == 0
     assert ours.engine(ours.systems[0]).prefix_cache_bytes == 0, "later systems of a round would find the prompt"
