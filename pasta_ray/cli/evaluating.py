@@ -142,9 +142,10 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
         return
     from pasta_ray.eval.bench.machine import describe_machine
     from pasta_ray.eval.local import LocalAnswerer
+    from pasta_ray.eval.served import Everywhere, ServedAnswerer
 
     with _status(f"loading {len(plan.systems)} systems"):
-        answerer = LocalAnswerer(plan)
+        answerer = Everywhere(LocalAnswerer(plan), ServedAnswerer(plan))
         folder.sit_down(describe_machine())
     with _progress("answers", len(done) + len(tasks), len(done)) as advance:
         for _ in run_tasks(plan, tasks, answerer, folder.answers):

@@ -29,6 +29,20 @@ class System(BaseModel):
     base_url: str | None = Field(None, description="ask this OpenAI-compatible endpoint instead of an engine here")
     api_key_env: str | None = Field(None, description="environment variable that holds the endpoint's key")
 
+    own_server: bool = Field(True, description="the endpoint is `pasta-ray serve`: tell it the method, in `pasta`")
+
+    @model_validator(mode="after")
+    def _here_or_there(self) -> Self:
+        if self.base_url is None and (self.api_key_env or not self.own_server):
+            raise ValueError("api_key_env and own_server go with base_url")
+        if self.base_url is not None and (self.adapter or self.draft_model or not self.constrained):
+            raise ValueError(
+                "adapter, draft_model and constrained are the server's matter, and do not go with base_url"
+            )
+        if not self.own_server and self.method != "sequential":
+            raise ValueError(f"method is {self.method!r}; a server of another make is taken to be sequential")
+        return self
+
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
