@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> serve -> actors -> engine -> lang, and train -> engine, lang."""
+"""Imports point one way: cli -> serve -> actors -> engine -> lang, and eval -> train -> engine, lang."""
 
 import ast
 import subprocess

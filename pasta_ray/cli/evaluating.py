@@ -131,10 +131,13 @@ def _plan(
 
 def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
     """Every answer that is not there yet, with a progress bar."""
+    from pasta_ray.eval.judging import check_quality
     from pasta_ray.eval.prompts import load_prompts
     from pasta_ray.eval.run import read_done, run_tasks, schedule
 
     prompts = load_prompts(plan.prompts, plan.limit)
+    if plan.quality:
+        check_quality(plan.quality, prompts.prompts)
     done = read_done(folder.answers)
     tasks = [task for task in schedule(plan, prompts.prompts) if task.id not in done]
     folder.claim(plan, prompts)

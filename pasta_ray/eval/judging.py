@@ -9,6 +9,7 @@ from typing import Any
 from pasta_ray.errors import InputError
 from pasta_ray.eval.figures import JudgeCard
 from pasta_ray.eval.plan import QualityPlan
+from pasta_ray.eval.prompts import Prompt
 from pasta_ray.train.endpoint import EndpointConfig
 from pasta_ray.train.jsonl import read_appended, to_line
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question
@@ -70,17 +71,35 @@ def load_judge(plan: QualityPlan, path: Path, say: Say = lambda _: None) -> tupl
         local = LocalJudge.load(plan.weights)
         identity = f"{local.name}|{json.dumps(local.weights.weights, sort_keys=True)}|{local.weights.embedding}"
         return RememberingJudge(local, identity, path, say), _card(local.name, WHAT_IT_IS, local.weights.agreement)
+    asked = RememberingJudge(LlmJudge(_endpoint(plan)), f"llm:{plan.judge_model}", path, say)
+    return asked, _card(asked.name, "A language model behind an endpoint, asked in both orders.", _measure(asked, plan))
+
+
+def check_quality(plan: QualityPlan, prompts: Sequence[Prompt]) -> None:
+    """What can be known to be wrong before hours are spent on answers: files, the endpoint's key, references. Raises
+    InputError."""
+    for name in ("weights", "human_pairs", "gamed"):
+        path: Path | None = getattr(plan, name)
+        if path is not None and not path.is_file():
+            raise InputError(f"quality.{name}: {path}: no such file")
+    if plan.judge == "llm":
+        _endpoint(plan).api_key()
+    if plan.against == "reference":
+        for prompt in prompts:
+            if prompt.reference_output is None:
+                raise InputError(f"prompt {prompt.id!r} has no reference_output to compare answers with")
+
+
+def _endpoint(plan: QualityPlan) -> EndpointConfig:
     assert plan.base_url
     assert plan.judge_model
-    config = EndpointConfig(
+    return EndpointConfig(
         plan.base_url,
         plan.judge_model,
         api_key_env=plan.api_key_env,
         concurrency=plan.concurrency,
         max_retries=plan.max_retries,
     )
-    asked = RememberingJudge(LlmJudge(config), f"llm:{plan.judge_model}", path, say)
-    return asked, _card(asked.name, "A language model behind an endpoint, asked in both orders.", _measure(asked, plan))
 
 
 def _measure(judge: RememberingJudge, plan: QualityPlan) -> list[dict[str, Any]]:

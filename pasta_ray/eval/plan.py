@@ -19,17 +19,25 @@ class System(BaseModel):
 
     name: str = Field(pattern=f"^{NAME}$")
     method: str
-    model: str = Field(DEFAULT_MODEL, description="a name, a folder, a .gguf file or a hub id; served: its name there")
-    adapter: str | None = Field(None, description="a folder or a shipped name; none is the model itself")
-    constrained: bool = Field(True, description="pasta: mask tokens that break the grammar")
-    router: bool = Field(False, description="sot: ask the model first whether the question suits it")
-    max_branches: int = Field(16, ge=1)
-    draft_model: str | None = Field(None, description="speculative: a model that guesses; none looks guesses up")
-    max_draft: int = Field(4, ge=1)
-    base_url: str | None = Field(None, description="ask this OpenAI-compatible endpoint instead of an engine here")
-    api_key_env: str | None = Field(None, description="environment variable that holds the endpoint's key")
+    model: str = Field(
+        default=DEFAULT_MODEL, description="a name, a folder, a .gguf file or a hub id; served: its name there"
+    )
+    adapter: str | None = Field(default=None, description="a folder or a shipped name; none is the model itself")
+    constrained: bool = Field(default=True, description="pasta: mask tokens that break the grammar")
+    router: bool = Field(default=False, description="sot: ask the model first whether the question suits it")
+    max_branches: int = Field(default=16, ge=1)
+    draft_model: str | None = Field(
+        default=None, description="speculative: a model that guesses; none looks guesses up"
+    )
+    max_draft: int = Field(default=4, ge=1)
+    base_url: str | None = Field(
+        default=None, description="ask this OpenAI-compatible endpoint instead of an engine here"
+    )
+    api_key_env: str | None = Field(default=None, description="environment variable that holds the endpoint's key")
 
-    own_server: bool = Field(True, description="the endpoint is `pasta-ray serve`: tell it the method, in `pasta`")
+    own_server: bool = Field(
+        default=True, description="the endpoint is `pasta-ray serve`: tell it the method, in `pasta`"
+    )
 
     @model_validator(mode="after")
     def _here_or_there(self) -> Self:
@@ -78,18 +86,22 @@ class QualityPlan(BaseModel):
 
     judge: Literal["local", "llm"] = "local"
     against: Literal["baseline", "reference"] = Field(
-        "baseline", description="opponent: the baseline system's answer, or the prompts file's reference_output"
+        default="baseline", description="opponent: the baseline system's answer, or the prompts file's reference_output"
     )
-    weights: Path | None = Field(None, description="local: the file of `train calibrate-judge`")
-    base_url: str | None = Field(None, description="llm: an OpenAI-compatible endpoint, up to /v1")
-    judge_model: str | None = Field(None, description="llm: the endpoint's model that judges")
-    api_key_env: str | None = Field(None, description="llm: environment variable that holds the endpoint's key")
-    concurrency: int = Field(8, ge=1, description="llm: requests at the same time")
-    max_retries: int = Field(4, ge=0, description="llm: of one request")
-    human_pairs: Path | None = Field(None, description="llm: JSONL of pairs with human votes, to measure agreement on")
-    human_limit: int | None = Field(None, ge=1, description="so many of them, evenly spaced")
-    gamed: Path | None = Field(None, description="AlpacaEval's df_gamed.csv, which regularises the length control")
-    perplexity: bool = Field(False, description="of the answers under the model without adapter")
+    weights: Path | None = Field(default=None, description="local: the file of `train calibrate-judge`")
+    base_url: str | None = Field(default=None, description="llm: an OpenAI-compatible endpoint, up to /v1")
+    judge_model: str | None = Field(default=None, description="llm: the endpoint's model that judges")
+    api_key_env: str | None = Field(default=None, description="llm: environment variable that holds the endpoint's key")
+    concurrency: int = Field(default=8, ge=1, description="llm: requests at the same time")
+    max_retries: int = Field(default=4, ge=0, description="llm: of one request")
+    human_pairs: Path | None = Field(
+        default=None, description="llm: JSONL of pairs with human votes, to measure agreement on"
+    )
+    human_limit: int | None = Field(default=None, ge=1, description="so many of them, evenly spaced")
+    gamed: Path | None = Field(
+        default=None, description="AlpacaEval's df_gamed.csv, which regularises the length control"
+    )
+    perplexity: bool = Field(default=False, description="of the answers under the model without adapter")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -109,18 +121,22 @@ class EvalPlan(BaseModel):
 
     prompts: str = Field(description="JSONL file of id and instruction, AlpacaEval's JSON, or `alpacaeval`: the hub's")
     systems: list[System] = Field(min_length=1)
-    baseline: str = Field("", description="name of the system that the others are compared with; the first unless set")
-    max_tokens: int = Field(384, ge=1, description="bound of a visible answer")
-    temperature: float = Field(0.0, ge=0, le=2, description="0 is greedy")
-    top_p: float = Field(1.0, gt=0, le=1)
-    repetitions: int = Field(1, ge=1)
+    baseline: str = Field(
+        default="", description="name of the system that the others are compared with; the first unless set"
+    )
+    max_tokens: int = Field(default=384, ge=1, description="bound of a visible answer")
+    temperature: float = Field(default=0.0, ge=0, le=2, description="0 is greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    repetitions: int = Field(default=1, ge=1)
     seed: int = 0
-    limit: int | None = Field(None, ge=1, description="so many prompts, evenly spaced")
-    warmup_tokens: int = Field(16, ge=1, description="decoded by every system before the first answer that counts")
+    limit: int | None = Field(default=None, ge=1, description="so many prompts, evenly spaced")
+    warmup_tokens: int = Field(
+        default=16, ge=1, description="decoded by every system before the first answer that counts"
+    )
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["int8"] | None = None
-    threads: int | None = Field(None, ge=1, description="CPU threads; torch's own choice unless set")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice unless set")
     quality: QualityPlan | None = None
 
     @model_validator(mode="after")

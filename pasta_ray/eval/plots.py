@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -77,7 +78,7 @@ def draw_speedups(axes: Axes, speedups: Mapping[str, Sequence[float]]) -> None:
     for number, (name, values) in enumerate(speedups.items()):
         ordered = sorted(values)
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
-        style = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
         axes.step(ordered, shares, where="post", label=name, markersize=4, **style)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")

@@ -7,10 +7,9 @@ prompt are no independent evidence.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pasta_ray.errors import InputError
 from pasta_ray.eval.answers import Answer, BySystem
 from pasta_ray.eval.figures import LengthControlled, Preference, Quality
-from pasta_ray.eval.judging import RememberingJudge
+from pasta_ray.eval.judging import RememberingJudge, check_quality
 from pasta_ray.eval.lc import Gamed, Judged, length_controlled
 from pasta_ray.eval.plan import QualityPlan
 from pasta_ray.eval.prompts import Prompt
@@ -33,10 +32,7 @@ class Contest:
     @classmethod
     def of(cls, systems: BySystem, prompts: Sequence[Prompt], baseline: str, plan: QualityPlan) -> "Contest":
         """Raises InputError where answers are to be compared with references, and a prompt has none."""
-        if plan.against == REFERENCE:
-            for prompt in prompts:
-                if prompt.reference_output is None:
-                    raise InputError(f"prompt {prompt.id!r} has no reference_output to compare answers with")
+        check_quality(plan, prompts)
         first = {
             name: {id_: several[0] for id_, several in answers.items() if several[0].report}
             for name, answers in systems.items()

@@ -8,7 +8,7 @@ import pytest
 
 from pasta_ray.errors import InputError
 from pasta_ray.eval.answers import Answer, group_answers
-from pasta_ray.eval.judging import AT_ONCE, RememberingJudge, load_judge
+from pasta_ray.eval.judging import AT_ONCE, RememberingJudge, check_quality, load_judge
 from pasta_ray.eval.plan import QualityPlan
 from pasta_ray.eval.prompts import Prompt
 from pasta_ray.eval.quality import Contest, judge_quality
@@ -116,6 +116,22 @@ def test_against_references_points_are_those_over_the_baseline(tmp_path: Path) -
     prompts = [Prompt(id="p0", instruction="i")]
     with pytest.raises(InputError, match="'p0' has no reference_output"):
         Contest.of({}, prompts, "base", QualityPlan(against="reference"))
+
+
+def test_what_is_wrong_with_a_judge_is_known_before_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards hours of answers that nobody can judge."""
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    llm = {"judge": "llm", "base_url": "http://x/v1", "judge_model": "m"}
+    for settings, message in (
+        ({"weights": "nowhere.json"}, "quality.weights: nowhere.json: no such file"),
+        ({"gamed": "nowhere.csv"}, "quality.gamed: nowhere.csv"),
+        (llm | {"human_pairs": "nowhere.jsonl"}, "quality.human_pairs: nowhere.jsonl"),
+        (llm | {"api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+        (llm | {"base_url": "x"}, "base_url is 'x'"),
+        ({"against": "reference"}, "'p0' has no reference_output"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_quality(QualityPlan.model_validate(settings), [Prompt(id="p0", instruction="i")])
 
 
 def test_an_llm_judges_agreement_with_people_is_measured_once(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pasta_ray.engine.messages import Report, Sampling
+from pasta_ray.engine.methods import METHODS
 from pasta_ray.errors import InputError
 from pasta_ray.eval.answers import read_answers
 from pasta_ray.eval.bench.machine import Machine
@@ -17,6 +18,7 @@ from pasta_ray.eval.plan import EvalPlan, System, standard_systems
 from pasta_ray.eval.prompts import Prompt, PromptSet, load_prompts
 from pasta_ray.eval.run import Task, read_done, run_tasks, schedule
 from pasta_ray.lang import TagMap
+from pasta_ray.train.config import load_config
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
 from tests.eval.reports import report
@@ -143,6 +145,13 @@ def test_a_folder_keeps_to_what_it_was_told(tmp_path: Path) -> None:
 def test_mistakes_in_a_plan_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plan(**changes)
+
+
+def test_the_example_plan_is_one() -> None:
+    """Guards the documented file against a field that is renamed."""
+    example = load_config(EvalPlan, Path(__file__).parents[2] / "jobs/configs/eval.yaml", [])
+    assert example.baseline_name == "sequential"
+    assert {system.method for system in example.systems} == set(METHODS) - {"apar"}
 
 
 def test_usual_systems_by_name() -> None:
