@@ -25,6 +25,27 @@ class Percentiles(Figures):
     p99: float
 
 
+class Anatomy(Figures):
+    """Model steps of an answer, on average over answers: with no body open, with one, with more. Only the last are
+    what parallel decoding lives on."""
+
+    no_body: float
+    one_body: float
+    several_bodies: float
+
+
+class LengthError(Figures):
+    """How far predicted lengths of bodies were off. ``median_tokens``: of the distance. ``median_share``: of that
+    relative to the true length. ``share_right``: predictions that are the length in the next ten. ``share_short``:
+    bodies that grew longer than predicted."""
+
+    num_bodies: int
+    median_tokens: float
+    median_share: float
+    share_right: float
+    share_short: float
+
+
 class Speed(Figures):
     """A system against the baseline, over the prompts that both have answered. Ratios above 1 mean that the system is
     the faster one.
@@ -48,6 +69,8 @@ class Speed(Figures):
     ms_per_step: float | None = None
     visible_tokens: float | None = None
     tag_share: float | None = None
+    anatomy: Anatomy | None = None
+    length_error: LengthError | None = None
 
 
 class Views(Figures):
@@ -71,27 +94,6 @@ class Counts(Figures):
     bodies: int
     bodies_cut: int
     violations: int
-
-
-class Anatomy(Figures):
-    """Model steps of an answer, on average over answers: with no body open, with one, with more. Only the last are
-    what parallel decoding lives on."""
-
-    no_body: float
-    one_body: float
-    several_bodies: float
-
-
-class LengthError(Figures):
-    """How far predicted lengths of bodies were off. ``median_tokens``: of the distance. ``median_share``: of that
-    relative to the true length. ``share_right``: predictions that are the length in the next ten. ``share_short``:
-    bodies that grew longer than predicted."""
-
-    num_bodies: int
-    median_tokens: float
-    median_share: float
-    share_right: float
-    share_short: float
 
 
 class JudgeCard(Figures):
@@ -153,8 +155,6 @@ class SystemReport(Figures):
     counts: Counts
     speed: Views
     by_category: dict[str, Views]
-    anatomy: Anatomy | None
-    length_error: LengthError | None
     same_text: dict[str, float]
     quality: Quality | None = None
     perplexity: Perplexity | None = None

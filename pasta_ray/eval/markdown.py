@@ -92,19 +92,20 @@ def _answers(report: EvalReport) -> Iterator[str]:
         ["system", *(name.replace("_", " ") for name in names)],
         [[name, *(str(getattr(own.counts, field)) for field in names)] for name, own in report.systems.items()],
     )
-    if steps := [[name, *_anatomy_row(own)] for name, own in report.systems.items() if own.anatomy]:
-        yield "Model steps of an answer, by the bodies that are open, and how well bodies' lengths were predicted:"
-        head = ["system", "no body", "one", "several", "bodies", "off by", "relative", "right", "too short"]
-        yield table(head, steps)
+    head = ["system", "no body", "one", "several", "bodies", "off by", "relative", "right", "too short"]
+    for view in VIEWS:
+        yield f"### Steps and bodies, {view}"
+        yield "Model steps of an answer, by the bodies that are open, and how well bodies' lengths were predicted."
+        yield table(head, [[name, *_anatomy_row(getattr(own.speed, view))] for name, own in report.systems.items()])
     if same := [[name, *_same_row(own, report)] for name, own in report.systems.items()]:
         yield "Answers that are another system's, letter by letter:"
         yield table(["system", *report.systems], same)
 
 
-def _anatomy_row(own: SystemReport) -> Row:
-    steps, error = own.anatomy, own.length_error
-    assert steps
-    cells = [number(value, 1) for value in (steps.no_body, steps.one_body, steps.several_bodies)]
+def _anatomy_row(speed: Speed) -> Row:
+    steps, error = speed.anatomy, speed.length_error
+    names = ("no_body", "one_body", "several_bodies")
+    cells = [number(getattr(steps, name) if steps else None, 1) for name in names]
     if error is None:
         return [*cells, *[NONE] * 5]
     shares = (error.median_share, error.share_right, error.share_short)

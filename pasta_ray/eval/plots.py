@@ -27,7 +27,7 @@ def draw_all(report: EvalReport, speedups: Mapping[str, Mapping[str, float]], fo
         title = f"Speedup over {report.baseline}, prompt by prompt"
         _draw(folder / SPEEDUPS, title, lambda axes: draw_speedups(axes, others))
         drawn.append(SPEEDUPS)
-    if any(own.anatomy for own in report.systems.values()):
+    if any(own.speed.all.anatomy for own in report.systems.values()):
         _draw(folder / ANATOMY, "Model steps of an answer", lambda axes: draw_anatomy(axes, report))
         drawn.append(ANATOMY)
     return drawn
@@ -89,17 +89,17 @@ def draw_speedups(axes: Axes, speedups: Mapping[str, Sequence[float]]) -> None:
 
 def draw_anatomy(axes: Axes, report: EvalReport) -> None:
     """Bars of the steps without, with one and with several open bodies."""
-    names = [name for name, own in report.systems.items() if own.anatomy]
+    names = [name for name, own in report.systems.items() if own.speed.all.anatomy]
     left = [0.0] * len(names)
     for number, (field, label) in enumerate(
         (("no_body", "no body"), ("one_body", "one body"), ("several_bodies", "several bodies"))
     ):
-        widths = [getattr(report.systems[name].anatomy, field) for name in names]
+        widths = [getattr(report.systems[name].speed.all.anatomy, field) for name in names]
         hatch = ("", "//", "..")[number]
         axes.barh(names, widths, left=left, color=COLOURS[number + 1], hatch=hatch, edgecolor="white", label=label)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set_xlabel("steps, mean of all answers")
+    axes.set_xlabel("steps, mean over answers")
     axes.legend(fontsize="small")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pasta_ray import __version__
-from pasta_ray.errors import PastaError
+from pasta_ray.errors import InputError, PastaError
 from pasta_ray.eval.answers import BySystem, group_answers, read_answers
 from pasta_ray.eval.figures import EvalReport, JudgeCard, Perplexity, Quality, SystemReport, Views
 from pasta_ray.eval.folder import EvalFolder
@@ -14,7 +14,7 @@ from pasta_ray.eval.perplexity import perplexity, score_answers
 from pasta_ray.eval.plan import EvalPlan
 from pasta_ray.eval.prompts import Prompt, load_prompts
 from pasta_ray.eval.quality import Contest, judge_quality
-from pasta_ray.eval.speed import anatomy, count_answers, length_error, same_texts, speed_views
+from pasta_ray.eval.speed import count_answers, same_texts, speed_views
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,6 @@ def _system(found: Found, name: str, same: Mapping[str, float]) -> SystemReport:
         counts=count_answers(answers, found.num_wanted),
         speed=views([prompt.id for prompt in found.prompts]),
         by_category={category: views(prompts) for category, prompts in found.categories.items()},
-        anatomy=anatomy(answers),
-        length_error=length_error(answers),
         same_text=dict(same),
     )
 
@@ -122,9 +120,11 @@ def judge_answers(folder: EvalFolder, say: Say = lambda _: None) -> Judgement:
 
 
 def _perplexities(found: Found, contest: Contest, folder: EvalFolder, say: Say) -> dict[str, Perplexity]:
-    """Under the baseline's model, without its adapter."""
-    baseline = next(system for system in found.plan.systems if system.name == found.plan.baseline_name)
-    config = found.plan.engine(baseline.model_copy(update={"adapter": None}))
+    """Under the first model that runs here, without an adapter. Raises InputError where all are an endpoint's."""
+    here = next((system for system in found.plan.systems if not system.base_url), None)
+    if here is None:
+        raise InputError("quality.perplexity needs a system whose model runs here: all have a base_url")
+    config = found.plan.engine(here.model_copy(update={"adapter": None}))
     answers = [answer for own in contest.answers.values() for answer in own.values()]
     scored = score_answers(answers, contest.prompts, config, folder.perplexities, say)
     return {

@@ -55,7 +55,8 @@ def speed(own: Answers, baseline: Answers, prompts: Sequence[str], seed: int) ->
     step = _log_ratios(own, baseline, prompts, lambda report: report.parallel.critical_path)
     theory = [_log_mean(own[id_], _theoretical) for id_ in prompts]
     theory_before = [_log_mean(baseline[id_], _theoretical) for id_ in prompts]
-    reports = [answer.report for id_ in prompts for answer in own[id_] if answer.report]
+    answers = [answer for id_ in prompts for answer in own[id_]]
+    reports = [answer.report for answer in answers if answer.report]
     visible = [report.usage.completion_tokens for report in reports]
     tags = sum(report.usage.annotation_tokens for report in reports)
     return Speed(
@@ -73,6 +74,8 @@ def speed(own: Answers, baseline: Answers, prompts: Sequence[str], seed: int) ->
         ms_per_step=statistics.median(_ms_a_step(report) for report in reports),
         visible_tokens=statistics.fmean(visible),
         tag_share=tags / max(1, tags + sum(visible)),
+        anatomy=anatomy(answers),
+        length_error=length_error(answers),
     )
 
 

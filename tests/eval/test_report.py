@@ -70,8 +70,10 @@ def test_a_report_says_it_all_with_and_without_loops(tmp_path: Path, capsys: pyt
     assert pasta.speed.all.wall_speedup.value == pytest.approx(2.0)
     assert (pasta.speed.all.num_prompts, pasta.speed.clean.num_prompts) == (NUM, NUM - 1)
     assert pasta.counts.loops == 1
-    assert pasta.length_error is not None
-    assert pasta.length_error.num_bodies == 2 * NUM
+    assert pasta.speed.clean.length_error is not None
+    assert pasta.speed.clean.length_error.num_bodies == 2 * (NUM - 1)
+    assert pasta.speed.all.anatomy is not None
+    assert (pasta.speed.all.anatomy.no_body, pasta.speed.all.anatomy.several_bodies) == (0.0, 2.0)
     assert list(pasta.by_category) == ["a", "b", "c"]
     assert pasta.by_category["a"].clean.num_prompts == NUM // 3 - 1
     assert found.complete
