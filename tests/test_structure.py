@@ -1,4 +1,4 @@
-"""Imports point one way: cli -> serve -> actors -> engine -> lang, and train -> engine, lang."""
+"""Imports point one way: cli -> serve -> actors -> engine -> lang, and eval -> train -> engine, lang."""
 
 import ast
 import subprocess
@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "actors": {"errors", "lang", "engine"},
     "serve": {"errors", "lang", "engine", "actors"},
     "train": {"errors", "lang", "engine"},
-    "eval": {"errors", "lang", "engine"},
+    "eval": {"errors", "lang", "engine", "train"},
 }
 FOREIGN = {"lang": {"torch", "ray", "numpy", "transformers"}, "engine": {"ray", "fastapi"}, "actors": {"fastapi"}}
 

@@ -7,6 +7,7 @@ import typer
 
 from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.bench import bench_app
+from pasta_ray.cli.evaluating import eval_app
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
 from pasta_ray.cli.serve import serve
@@ -25,6 +26,7 @@ app.command()(generate)
 app.command()(parse)
 app.command()(annotate)
 app.add_typer(train_app, name="train")
+app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")
 
 

@@ -1,0 +1,94 @@
+"""`eval run` over a small random model: from a YAML file to a report, whatever is interrupted."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pasta_ray.cli import main
+from pasta_ray.eval.answers import read_answers
+from pasta_ray.eval.diff import read_report
+from pasta_ray.lang import TagMap
+from tests.engine.conftest import save_model
+from tests.engine.test_tokenizer import save_tokenizer
+from tests.eval.test_run import MACHINE
+from tests.train.endpoints import serving
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=306))
+    TagMap.after(300).save(folder)
+    return folder
+
+
+def run(*args: object) -> int:
+    try:
+        main(["eval", *map(str, args)])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def test_an_evaluation_from_its_file_to_its_report(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards the whole: a run that is cut off and goes on gives the report of an undisturbed one, timings aside."""
+    monkeypatch.setattr("pasta_ray.eval.bench.machine.describe_machine", lambda: MACHINE)
+    prompts = tmp_path / "prompts.jsonl"
+    lines = [{"id": f"p{n}", "instruction": f"hello {n}"} for n in range(3)]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    with serving(lambda _: "A") as stub:
+        plan = {
+            "prompts": str(prompts),
+            "systems": [
+                {"name": "sequential", "method": "sequential", "model": str(model)},
+                {"name": "speculative", "method": "speculative", "model": str(model)},
+                {"name": "pasta", "method": "pasta", "model": str(model)},
+            ],
+            "max_tokens": 8,
+            "quality": {"judge": "llm", "base_url": stub.base_url, "judge_model": "m", "perplexity": True},
+        }
+        config = tmp_path / "eval.yaml"
+        config.write_text(yaml.safe_dump(plan), encoding="utf-8")
+        whole, cut = tmp_path / "whole", tmp_path / "cut"
+        assert run("--config", config, "--out", whole, "--limit", 2, "--json") == 0, "run is the default"
+        capsys.readouterr()
+        answers = (whole / "answers.jsonl").read_bytes()
+        assert answers.count(b"\n") == 6
+        cut.mkdir()
+        for name in ("plan.json", "prompts.jsonl", "machine.jsonl"):
+            (cut / name).write_bytes((whole / name).read_bytes())
+        (cut / "answers.jsonl").write_bytes(answers[: len(answers) // 2])
+        assert run("run", "--config", config, "--out", cut, "--limit", 2, "--json") == 0
+        assert run("run", "--config", config, "--out", cut, "--set", "limit=2", "--set", "max_tokens=9") == 2
+    assert "max_tokens 8, and now it is 9" in capsys.readouterr().err
+    one, other = read_report(whole), read_report(cut)
+    texts = [{a.id: a.report and a.report.document for a in read_answers(f / "answers.jsonl")} for f in (whole, cut)]
+    assert texts[0] == texts[1]
+    assert len(other.sittings) == 2
+    for name, system in one.systems.items():
+        again = other.systems[name]
+        assert (system.counts, system.quality) == (again.counts, again.quality)
+        assert system.speed.all.anatomy == again.speed.all.anatomy
+        assert (system.same_text, system.perplexity) == (again.same_text, again.perplexity)
+        assert system.speed.all.step_speedup == again.speed.all.step_speedup
+    assert one.complete
+    assert one.systems["speculative"].same_text["sequential"] == 1.0
+    perplexity = one.systems["pasta"].perplexity
+    assert perplexity is not None
+    assert perplexity.all is not None
+    assert perplexity.all > 1
+    assert one.judge is not None
+    assert one.judge.name == "llm:m"
+
+
+def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert run("run", "--prompts", tmp_path / "none.jsonl", "--out", out) == 2
+    assert "none.jsonl: No such file" in capsys.readouterr().err
+    assert run("--prompts", tmp_path / "none.jsonl", "--methods", "sequential,magic", "--out", out) == 2
+    assert "'magic' is unknown; allowed: sequential" in capsys.readouterr().err
+    assert run("run", "--out", out, "--set", "wrong=1") == 2
+    assert "prompts: Field required" in capsys.readouterr().err
