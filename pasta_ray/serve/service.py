@@ -10,7 +10,7 @@ from typing import Protocol
 
 from pasta_ray.actors.loading import TokenizerLike
 from pasta_ray.actors.messages import ClusterHealth
-from pasta_ray.actors.reading import Reader
+from pasta_ray.engine.reading import Reader
 from pasta_ray.engine.messages import Events, Report, Request, Sampling
 from pasta_ray.errors import ReplicaError
 from pasta_ray.serve.config import ServeConfig
