@@ -95,8 +95,10 @@ def _convert(gguf: Path, folder: Path, temp: Path) -> None:
 
 def _dequantise(gguf: Path, made: Path) -> None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{gguf}: cannot be converted: {error}") from error
     # The loaded model counts as quantised and refuses to be saved: its tensors go into a fresh one.

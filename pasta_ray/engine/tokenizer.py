@@ -41,7 +41,7 @@ class Tokenizer:
     def load(cls, folder: Path, tags: TokenMap | None) -> "Tokenizer":
         """Raises ModelError where the folder holds no tokenizer."""
         try:
-            backend = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)
+            backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: no tokenizer can be loaded: {error}") from error
         return cls(backend, tags, _stop_ids(folder, backend))
@@ -142,7 +142,7 @@ def _stop_ids(folder: Path, backend: Any) -> tuple[int, ...]:
     if (folder / "generation_config.json").is_file():
         candidates.append(GenerationConfig.from_pretrained(folder).eos_token_id)
     if (folder / "config.json").is_file():
-        candidates.append(AutoConfig.from_pretrained(folder).eos_token_id)
+        candidates.append(AutoConfig.from_pretrained(folder, trust_remote_code=False).eos_token_id)
     candidates.append(backend.eos_token_id)
     for ids in candidates:
         if ids is not None:

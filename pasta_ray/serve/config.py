@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +17,8 @@ DEFAULT_ADAPTER = "pasta"
 DEFAULT_NAME = "smollm2-pasta"
 DEFAULT_VARIANTS = ("fast", "careful")
 PROXY_HEADROOM = 64
+API_KEYS_VARIABLE = "PASTA_RAY_API_KEYS"
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class ServedModel(BaseModel):
@@ -90,7 +92,22 @@ class ServeConfig(BaseModel):
     max_prompt_tokens: int = Field(default=7168, ge=1)
     max_answer_tokens: int = Field(default=4096, ge=1, description="the largest max_tokens that a client may ask for")
     default_max_tokens: int = Field(default=512, ge=1, description="max_tokens of a request that names none")
+    max_choices: int = Field(default=16, ge=1, description="answers that one request may ask for: n times its prompts")
     max_branches: int = Field(default=16, ge=1, description="the largest max_branches that a client may ask for")
+
+    api_keys_file: Path | None = Field(
+        default=None, description=f"a key's sha256 a line; {API_KEYS_VARIABLE} may hold keys too, separated by commas"
+    )
+    allow_without_keys: bool = Field(
+        default=False, description="without keys answer other machines too, not this one alone"
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="of one key, or one address where there are no keys, at each HTTP worker"
+    )
+    max_body_bytes: int = Field(default=2**20, ge=1024, description="of one request")
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(), description="sites whose pages may use the service, such as https://example.org; * is all of them"
+    )
 
     @field_validator("models")
     @classmethod
