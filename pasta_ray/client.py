@@ -11,7 +11,7 @@
 """
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Self
@@ -129,16 +129,16 @@ class Client:
         """The whole answer, one report a choice. ``fields`` are those of the request. Raises ClientError."""
         with _translated():
             response = self._http.post(CHAT, json=_body(messages, model, fields))
-        return _reports(_checked(response))
+        return _reports(response)
 
-    def events(self, messages: Messages, model: str, **fields: Any) -> Iterator[Event]:
+    def events(self, messages: Messages, model: str, **fields: Any) -> Generator[Event, None, None]:
         """The answer's events as they happen. Leaving the iteration ends the answer. Raises ClientError."""
         decoder = _Decoder()
         body = _streamed(messages, model, fields)
         with _translated(), self._http.stream("POST", CHAT, json=body) as response:
             if response.status_code != httpx.codes.OK:
                 response.read()
-            _checked(response)
+            _check(response)
             for data in response.iter_bytes():
                 yield from decoder.feed(data)
         decoder.end()
@@ -169,9 +169,9 @@ class AsyncClient:
         """The whole answer, one report a choice. ``fields`` are those of the request. Raises ClientError."""
         with _translated():
             response = await self._http.post(CHAT, json=_body(messages, model, fields))
-        return _reports(_checked(response))
+        return _reports(response)
 
-    async def events(self, messages: Messages, model: str, **fields: Any) -> AsyncIterator[Event]:
+    async def events(self, messages: Messages, model: str, **fields: Any) -> AsyncGenerator[Event, None]:
         """The answer's events as they happen. Closing the iterator ends the answer. Raises ClientError."""
         decoder = _Decoder()
         body = _streamed(messages, model, fields)
@@ -179,7 +179,7 @@ class AsyncClient:
             async with self._http.stream("POST", CHAT, json=body) as response:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
-                _checked(response)
+                _check(response)
                 async with aclosing(response.aiter_bytes()) as chunks:  # type: ignore[type-var]  # a generator in fact
                     async for data in chunks:
                         for event in decoder.feed(data):
@@ -250,7 +250,9 @@ def _event(choice: int, event: Mapping[str, Any]) -> Event | None:
     return None
 
 
-def _reports(answer: Mapping[str, Any]) -> list[Report]:
+def _reports(response: httpx.Response) -> list[Report]:
+    _check(response)
+    answer = response.json()
     bodies = [choice.get("pasta") or answer["pasta"] for choice in answer["choices"]]
     return [Report(index, body["text"], body["finish_reason"], body) for index, body in enumerate(bodies)]
 
@@ -271,11 +273,10 @@ def _streamed(messages: Messages, model: str, fields: Mapping[str, Any]) -> dict
     return _body(messages, model, fields) | {"stream": True, "pasta": pasta}
 
 
-def _checked(response: httpx.Response) -> Mapping[str, Any]:
-    """The body of an answer that is no refusal; of a stream nothing, since it is still to come."""
+def _check(response: httpx.Response) -> None:
+    """Raise the ClientError of a refusal, whose body has been read."""
     if response.status_code == httpx.codes.OK:
-        body: Mapping[str, Any] = response.json() if response.is_stream_consumed else {}
-        return body
+        return
     try:
         error = response.json()["error"]
     except (ValueError, KeyError, TypeError):

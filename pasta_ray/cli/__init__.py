@@ -7,6 +7,7 @@ import typer
 
 from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.bench import bench_app
+from pasta_ray.cli.doctor import doctor
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
 from pasta_ray.cli.serve import serve
@@ -24,6 +25,7 @@ app.command()(serve)
 app.command()(generate)
 app.command()(parse)
 app.command()(annotate)
+app.command()(doctor)
 app.add_typer(train_app, name="train")
 app.add_typer(bench_app, name="bench")
 

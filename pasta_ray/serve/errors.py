@@ -61,7 +61,13 @@ def error_body(error: PastaError) -> dict[str, Any]:
 
 def _body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    param = None if param is None else _sayable(param)
+    return {"error": {"message": _sayable(message), "type": kind, "param": param, "code": code}}
+
+
+def _sayable(text: str) -> str:
+    """A field's name may hold half of a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def error_headers(error: PastaError) -> dict[str, str]:
