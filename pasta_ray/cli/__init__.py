@@ -10,7 +10,7 @@ from pasta_ray.cli.bench import bench_app
 from pasta_ray.cli.doctor import doctor
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
-from pasta_ray.cli.serve import serve
+from pasta_ray.cli.serve import schema, serve
 from pasta_ray.cli.train import train_app
 from pasta_ray.errors import ModelError, PastaError
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(schema)
 app.command()(generate)
 app.command()(parse)
 app.command()(annotate)

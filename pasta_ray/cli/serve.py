@@ -41,7 +41,8 @@ def serve(
         str, typer.Option(help="0.0.0.0 serves every interface; beyond loopback API keys are needed.")
     ] = "127.0.0.1",
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of every option; options given here go over it.")
+        Path | None,
+        typer.Option(help="YAML file of every option (see `pasta-ray schema`); options given here go over it."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
@@ -84,7 +85,7 @@ def serve(
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if adapter == NO_ADAPTER:
         overrides["adapter"] = None
-    settings = read_config(config, overrides, _read_also(also or []))
+    settings = read_config(config, overrides, _read_also(also or []), os.environ)
     from pasta_ray.serve.security import check_exposure, read_keys
 
     check_exposure(host, settings, read_keys(settings.api_keys_file, os.environ))
@@ -122,6 +123,13 @@ def serve(
         typer.echo("stopping", err=True)
         ray_serve.delete(APP_NAME)
         ray.shutdown()
+
+
+def schema() -> None:
+    """Print the JSON Schema of the file that `serve --config` takes."""
+    from pasta_ray.serve.config import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
 
 
 def _read_also(pairs: Sequence[str]) -> dict[str, str | None]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pasta_ray.cli import main
 from pasta_ray.engine.config import EngineConfig
@@ -18,6 +20,7 @@ from pasta_ray.errors import InputError, ModelError
 from pasta_ray.serve import security
 from pasta_ray.serve.config import API_KEYS_VARIABLE, ServeConfig, read_config
 from pasta_ray.serve.http import create_app
+from pasta_ray.serve.schema import ChatBody, CompletionBody
 from pasta_ray.serve.security import RateLimit, RateLimitError, check_exposure, is_loopback, key_digest, read_keys
 from pasta_ray.serve.service import Service
 from tests.engine.conftest import save_model
@@ -32,13 +35,17 @@ CHAT = "/v1/chat/completions"
 
 
 def ask(
-    *asked: dict[str, Any], keys: frozenset[str] = frozenset(), host: str = "127.0.0.1", **config: Any
+    *asked: dict[str, Any],
+    keys: frozenset[str] = frozenset(),
+    host: str = "127.0.0.1",
+    backend: LocalBackend | None = None,
+    **config: Any,
 ) -> list[httpx.Response]:
     """The responses to requests, given as httpx takes them, one after the other, from a client at ``host``."""
 
     async def scenario() -> list[httpx.Response]:
-        settings = ServeConfig(**config)
-        service = Service(settings, fake_models(settings), LocalBackend(), FakeTokenizer())
+        served = ServeConfig(**config)
+        service = Service(served, fake_models(served), backend or LocalBackend(), FakeTokenizer())
         app = create_app(service, keys)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False, client=(host, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -223,6 +230,36 @@ def test_hostile_bodies_are_refused_with_a_clear_error(content: bytes) -> None:
     assert response.json()["error"]["message"]
 
 
+def test_random_bodies_never_bring_the_service_down() -> None:
+    """Guards against a 500, or an answer that is no JSON, for any value of any field."""
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+        max_leaves=4,
+    )
+    names = sorted(ChatBody.model_fields | CompletionBody.model_fields)
+    bodies = st.dictionaries(st.sampled_from(names) | st.text(max_size=5), values, max_size=3)
+    seen: set[int] = set()
+    backend = LocalBackend()
+
+    @settings(max_examples=150, deadline=None, derandomize=True, database=None)
+    @given(st.lists(bodies, min_size=5, max_size=5))
+    def attack(bodies: list[dict[str, Any]]) -> None:
+        sound = [chat("x") | body for body in bodies] + [{"model": "smollm2-pasta", "prompt": "x"} | b for b in bodies]
+        urls = [CHAT] * 5 + ["/v1/completions"] * 5
+        headers = {"Content-Type": "application/json"}
+        asked = [{"url": u, "content": json.dumps(b), "headers": headers} for u, b in zip(urls, sound, strict=True)]
+        for response in ask(*asked, backend=backend):
+            seen.add(response.status_code)
+            if not response.headers["content-type"].startswith("text/event-stream"):
+                assert response.json()
+            assert response.status_code in (200, 400, 404)
+
+    attack()
+    assert seen == {200, 400, 404}
+    assert backend.loop.stats().num_slots == 0
+
+
 @pytest.mark.parametrize("text", ["\ud800", "tag <|promise|>\udfff"])
 def test_a_lone_surrogate_is_no_character(text: str) -> None:
     """Guards what JSON can carry and UTF-8 cannot: in prompts, stop strings and names."""
@@ -267,9 +304,9 @@ def test_code_in_a_checkpoint_is_never_run(which: str, tmp_path: Path, monkeypat
         "model": ("config.json", {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}),
         "tokenizer": ("tokenizer_config.json", {"AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]}),
     }[which]
-    settings = json.loads((folder / name).read_text()) | {"auto_map": auto_map}
-    settings |= {"model_type": "homemade"} if which == "model" else {"tokenizer_class": "Homemade"}
-    (folder / name).write_text(json.dumps(settings))
+    content = json.loads((folder / name).read_text()) | {"auto_map": auto_map}
+    content |= {"model_type": "homemade"} if which == "model" else {"tokenizer_class": "Homemade"}
+    (folder / name).write_text(json.dumps(content))
     with pytest.raises(ModelError, match=r"custom code|homemade|Homemade"):
         load_checkpoint(EngineConfig(model=str(folder))) if which == "model" else Tokenizer.load(folder, None)
     assert not list(tmp_path.rglob("executed"))
