@@ -148,7 +148,7 @@ class Guard:
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else "localhost"  # none: a Unix socket
-        if scope["path"] in OPEN_PATHS:
+        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
             return
         caller = self._check_key(headers) if self._keys else self._check_local(client, headers)
         length = headers.get("content-length", "")
@@ -172,10 +172,18 @@ class Guard:
         if not is_loopback(client):
             raise ForbiddenError("this service has no API keys, so it answers its own machine alone")
         origin, allowed = headers.get("origin"), self._config.cors_origins
-        own = origin is None or is_loopback(urlsplit(origin).hostname or "")
+        own = origin is None or is_loopback(_host(origin))
         if not own and not {origin, "*"} & set(allowed):
             raise ForbiddenError(f"pages of {origin!r} may not use this service; cors_origins would allow them")
         return client
+
+
+def _host(origin: str) -> str:
+    """Of a page's origin; empty for what is none, such as "null"."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 class _TooLargeError(PastaError):
