@@ -14,7 +14,7 @@ import json
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import httpx
 
@@ -180,7 +180,7 @@ class AsyncClient:
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
                 _check(response)
-                async with aclosing(response.aiter_bytes()) as chunks:  # type: ignore[type-var]  # a generator in fact
+                async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_bytes())) as chunks:
                     async for data in chunks:
                         for event in decoder.feed(data):
                             yield event

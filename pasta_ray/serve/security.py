@@ -99,7 +99,7 @@ def is_loopback(host: str) -> bool:
     except ValueError:
         return False
     mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
+    return bool((mapped or address).is_loopback)
 
 
 class RateLimit:
