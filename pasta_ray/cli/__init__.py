@@ -7,10 +7,11 @@ import typer
 
 from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.bench import bench_app
+from pasta_ray.cli.doctor import doctor
 from pasta_ray.cli.evaluating import eval_app
 from pasta_ray.cli.generate import generate
 from pasta_ray.cli.parse import parse
-from pasta_ray.cli.serve import serve
+from pasta_ray.cli.serve import schema, serve
 from pasta_ray.cli.train import train_app
 from pasta_ray.errors import ModelError, PastaError
 
@@ -22,9 +23,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(serve)
+app.command()(schema)
 app.command()(generate)
 app.command()(parse)
 app.command()(annotate)
+app.command()(doctor)
 app.add_typer(train_app, name="train")
 app.add_typer(eval_app, name="eval")
 app.add_typer(bench_app, name="bench")

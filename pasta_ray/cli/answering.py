@@ -15,10 +15,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.loading import LoadDecoder, LoadTokenizer, TokenizerLike
-from pasta_ray.actors.reading import Reader
 from pasta_ray.cli.prompts import Prompt, answer_line
 from pasta_ray.engine.config import DraftConfig, EngineConfig
 from pasta_ray.engine.messages import Events, Report, Request, Sampling
+from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 import socket
 import threading
@@ -36,9 +37,12 @@ def serve(
     ] = None,
     replicas: Annotated[int | None, typer.Option(help="Decode replicas.  [default: 1]")] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of HTTP.")] = 8000,
-    host: Annotated[str, typer.Option(help="0.0.0.0 serves every interface.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="0.0.0.0 serves every interface; beyond loopback API keys are needed.")
+    ] = "127.0.0.1",
     config: Annotated[
-        Path | None, typer.Option(help="YAML file of every option; options given here go over it.")
+        Path | None,
+        typer.Option(help="YAML file of every option (see `pasta-ray schema`); options given here go over it."),
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
@@ -51,6 +55,12 @@ def serve(
     ] = None,
     max_draft: Annotated[int | None, typer.Option(help="Tokens that a branch guesses in a step.  [default: 4]")] = None,
     served_model_name: Annotated[str | None, typer.Option(help="The name that clients send.")] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="A key's sha256 a line; PASTA_RAY_API_KEYS may hold keys too.")
+    ] = None,
+    allow_without_keys: Annotated[
+        bool, typer.Option("--allow-without-keys", help="Serve other machines although there are no API keys.")
+    ] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="A Ray cluster to join; local always starts one.  [default: join or start]")
     ] = None,
@@ -69,11 +79,16 @@ def serve(
         "draft_model": draft_model,
         "max_draft": max_draft,
         "served_model_name": served_model_name,
+        "api_keys_file": api_keys_file,
+        "allow_without_keys": allow_without_keys or None,
     }
     overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if adapter == NO_ADAPTER:
         overrides["adapter"] = None
-    settings = read_config(config, overrides, _read_also(also or []))
+    settings = read_config(config, overrides, _read_also(also or []), os.environ)
+    from pasta_ray.serve.security import check_exposure, read_keys
+
+    check_exposure(host, settings, read_keys(settings.api_keys_file, os.environ))
     _check_port(host, port)
 
     from pasta_ray.cli.ray_session import connect
@@ -108,6 +123,13 @@ def serve(
         typer.echo("stopping", err=True)
         ray_serve.delete(APP_NAME)
         ray.shutdown()
+
+
+def schema() -> None:
+    """Print the JSON Schema of the file that `serve --config` takes."""
+    from pasta_ray.serve.config import config_schema
+
+    typer.echo(json.dumps(config_schema(), indent=2))
 
 
 def _read_also(pairs: Sequence[str]) -> dict[str, str | None]:

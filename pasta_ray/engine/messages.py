@@ -40,7 +40,8 @@ class Request:
     content), that ``prompt_ids`` were made of, and empty for a plain completion. ``router``: before 'sot' splits the
     answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
     breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
-    a replica that holds several by name; one that holds a single model does not read it.
+    a replica that holds several by name; one that holds a single model does not read it. The answer ends before the
+    first of the strings in ``stop`` that its text, read in document order, comes to.
     """
 
     id: str
@@ -54,6 +55,7 @@ class Request:
     router: bool = False
     constrained: bool = True
     model: str = ""
+    stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -61,6 +63,8 @@ class Request:
         for name in ("max_tokens", "max_branches", "max_promises"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
+        if not all(self.stop):
+            raise InputError("stop holds an empty string; allowed: strings of one character or more")
         if self.router and self.method != "sot":
             raise InputError(f"router goes with method 'sot', not with {self.method!r}")
         if not self.constrained and self.method != "pasta":
@@ -155,7 +159,8 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Report:
-    """A finished answer: its text, its linear PASTA-LANG document, and how it was decoded."""
+    """A finished answer: its text, its linear PASTA-LANG document, and how it was decoded. Where a stop string ended
+    it, ``text`` ends before that, and ``document``, ``usage`` and ``branches`` are all that was decoded by then."""
 
     id: str
     method: str

@@ -34,6 +34,7 @@ class Tokenizer:
             backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
         self._special_ids = {id_: tok.content for id_, tok in backend.added_tokens_decoder.items() if tok.special}
         names = sorted(self._special_ids.values(), key=len, reverse=True)
+        self._starts = {name[:length] for name in names for length in range(1, len(name))}
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._tag_names = dict(zip(tags.ids, tags.names, strict=True)) if tags else {}
 
@@ -41,7 +42,7 @@ class Tokenizer:
     def load(cls, folder: Path, tags: TokenMap | None) -> "Tokenizer":
         """Raises ModelError where the folder holds no tokenizer."""
         try:
-            backend = AutoTokenizer.from_pretrained(folder, clean_up_tokenization_spaces=False)
+            backend = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, clean_up_tokenization_spaces=False)
         except (OSError, ValueError, KeyError) as error:
             raise ModelError(f"{folder}: no tokenizer can be loaded: {error}") from error
         return cls(backend, tags, _stop_ids(folder, backend))
@@ -95,7 +96,10 @@ class Tokenizer:
         for message in messages:
             _check_unicode("".join(message.values()))
         quoted: list[str] = []
-        safe = [{key: self._quote(value, quoted) for key, value in message.items()} for message in messages]
+        safe = [
+            {key: self._quote(value, quoted, end=key == "content") for key, value in message.items()}
+            for message in messages
+        ]
         try:
             rendered = self._backend.apply_chat_template(safe, add_generation_prompt=True, tokenize=False)
         except (TemplateError, TypeError, ValueError, KeyError) as error:  # how templates refuse messages
@@ -104,15 +108,22 @@ class Tokenizer:
             return cast(list[int], self._backend.encode(rendered, add_special_tokens=False))
         return self._encode_quoted(rendered, quoted)
 
-    def _quote(self, text: str, quoted: list[str]) -> str:
-        """Replace names of special tokens, and the sentinels' own characters, by sentinels counted in ``quoted``."""
+    def _quote(self, text: str, quoted: list[str], *, end: bool) -> str:
+        """Replace names of special tokens, and the sentinels' own characters, by sentinels counted in ``quoted``; with
+        ``end`` also the start of a name that the text ends in: what follows might complete it."""
         pattern = f"{self._special.pattern}|{_OPEN}|{_CLOSE}"
 
         def sentinel(match: re.Match[str]) -> str:
             quoted.append(match.group())
             return f"{_OPEN}{len(quoted) - 1}{_CLOSE}"
 
-        return re.sub(pattern, sentinel, text)
+        safe = re.sub(pattern, sentinel, text)
+        longest = max(map(len, self._starts), default=0) if end else 0
+        for length in range(min(longest, len(safe)), 0, -1):
+            if safe[-length:] in self._starts:
+                quoted.append(safe[-length:])
+                return f"{safe[:-length]}{_OPEN}{len(quoted) - 1}{_CLOSE}"
+        return safe
 
     def _encode_quoted(self, rendered: str, quoted: Sequence[str]) -> list[int]:
         """The template's special tokens as such, and all between them as plain text with the sentinels resolved."""
@@ -142,7 +153,7 @@ def _stop_ids(folder: Path, backend: Any) -> tuple[int, ...]:
     if (folder / "generation_config.json").is_file():
         candidates.append(GenerationConfig.from_pretrained(folder).eos_token_id)
     if (folder / "config.json").is_file():
-        candidates.append(AutoConfig.from_pretrained(folder).eos_token_id)
+        candidates.append(AutoConfig.from_pretrained(folder, trust_remote_code=False).eos_token_id)
     candidates.append(backend.eos_token_id)
     for ids in candidates:
         if ids is not None:

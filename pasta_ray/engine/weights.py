@@ -67,7 +67,7 @@ def load_checkpoint(config: EngineConfig) -> Checkpoint:
     folder = resolve_model(config)
     adapter = resolve_adapter(config.adapter) if config.adapter else None
     try:
-        model_config = AutoConfig.from_pretrained(folder)
+        model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise ModelError(f"{folder / 'config.json'}: {error}") from error
     check_supported(model_config)
@@ -187,7 +187,9 @@ def merge_adapter(folder: Path, adapter: Path) -> dict[str, torch.Tensor]:
     path = adapter / ADAPTER_FILE
     _check_adapter(adapter / "adapter_config.json", path)
     with no_progress_bar(), _as_model_error(folder):
-        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        base = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
     with _as_model_error(path), warnings.catch_warnings():
         # PEFT 0.21 reads a property that transformers 5.23 deprecates; and it only warns of keys that it misses,
         # which is an error below.

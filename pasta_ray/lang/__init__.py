@@ -7,6 +7,7 @@ from pasta_ray.lang.lexer import PastaSyntaxError
 from pasta_ray.lang.ordered import OrderedText
 from pasta_ray.lang.parser import Parser, parse
 from pasta_ray.lang.positions import PRED_1X, PRED_10X, PositionStrategy
+from pasta_ray.lang.stops import StopText
 from pasta_ray.lang.tags import TAG_NAMES, TagMap, TokenMap
 from pasta_ray.lang.threads import Thread, thread_layout
 from pasta_ray.lang.tokens import (
@@ -34,6 +35,7 @@ __all__ = [
     "PastaSyntaxError",
     "PositionStrategy",
     "Promise",
+    "StopText",
     "Sync",
     "TagMap",
     "Text",

@@ -1,6 +1,7 @@
 """The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
 
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
@@ -17,6 +18,7 @@ from pasta_ray.errors import ReplicaError
 from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
 from pasta_ray.serve.http import create_app
 from pasta_ray.serve.models import Models, read_models
+from pasta_ray.serve.security import read_keys
 from pasta_ray.serve.service import Service
 
 COORDINATOR_NAME = "coordinator"
@@ -33,13 +35,17 @@ def build_app(args: ServeConfig) -> serve.Application:
     draft = args.draft_config()
     make_decoder = LoadModels({name: LoadDecoder(engine, draft) for name, engine in engines.items()})
     tokenizer = LoadTokenizer(next(iter(engines.values())))  # of any: they differ in tags, which no client can write
-    return make_app(args, models, make_decoder, tokenizer)
+    return make_app(args, models, make_decoder, tokenizer, read_keys(args.api_keys_file, os.environ))
 
 
 def make_app(
-    config: ServeConfig, models: Models, make_decoder: DecoderFactory, make_tokenizer: Callable[[], TokenizerLike]
+    config: ServeConfig,
+    models: Models,
+    make_decoder: DecoderFactory,
+    make_tokenizer: Callable[[], TokenizerLike],
+    keys: frozenset[str] = frozenset(),
 ) -> serve.Application:
-    """The application over any decoder and tokenizer."""
+    """The application over any decoder and tokenizer. ``keys`` are the digests of the API keys."""
     spec = ClusterSpec(
         make_decoder,
         replicas=config.replicas,
@@ -63,20 +69,27 @@ def make_app(
             )
         ],
     )(serve.ingress()(Ingress))
-    return deployment.bind(config, models, make_tokenizer)
+    return deployment.bind(config, models, make_tokenizer, keys)
 
 
 class Ingress:
     """One HTTP worker: parses, tokenizes, streams. It holds no weights."""
 
-    def __init__(self, config: ServeConfig, models: Models, make_tokenizer: Callable[[], TokenizerLike]) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Models,
+        make_tokenizer: Callable[[], TokenizerLike],
+        keys: frozenset[str] = frozenset(),
+    ) -> None:
         logger = logging.getLogger("pasta_ray")
         logger.setLevel(logging.INFO)
         logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
         self._service = Service(config, models, ServedCluster(), make_tokenizer())
+        self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service)
+        return create_app(self._service, self._keys)
 
 
 class ServedCluster:

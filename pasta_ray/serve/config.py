@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -17,6 +17,9 @@ DEFAULT_ADAPTER = "pasta"
 DEFAULT_NAME = "smollm2-pasta"
 DEFAULT_VARIANTS = ("fast", "careful")
 PROXY_HEADROOM = 64
+API_KEYS_VARIABLE = "PASTA_RAY_API_KEYS"
+VARIABLE_PREFIX = "PASTA_RAY_SERVE__"  # Kubernetes makes variables of services' names, but none with two underscores
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 
 
 class ServedModel(BaseModel):
@@ -51,8 +54,8 @@ class ServeConfig(BaseModel):
         min_length=1,
         description="several adapters of the one model, by the names that clients send; instead of adapter",
     )
-    device: str = "cpu"
-    dtype: str = "float32"
+    device: str = Field(default="cpu", description="cpu, cuda or cuda:N")
+    dtype: str = Field(default="float32", description="float32 or bfloat16")
     quantization: Literal["auto", "none", "int8"] = Field(
         default="auto", description="of the weights; auto is int8 on a CPU with VNNI in float32, else none"
     )
@@ -69,7 +72,7 @@ class ServeConfig(BaseModel):
     num_threads: int | None = Field(
         default=None, ge=1, description="per replica; null shares the cores, one left for HTTP"
     )
-    cache_dir: Path | None = None
+    cache_dir: Path | None = Field(default=None, description="where models are kept; null is ~/.cache/pasta-ray")
     draft_model: str | None = Field(
         default=None, description="guesses for speculative methods; null looks guesses up in the text so far"
     )
@@ -87,10 +90,25 @@ class ServeConfig(BaseModel):
     request_timeout_s: float = Field(
         default=600.0, gt=0, description="of one answer; then its stream is closed with an error"
     )
-    max_prompt_tokens: int = Field(default=7168, ge=1)
+    max_prompt_tokens: int = Field(default=7168, ge=1, description="of one prompt with its chat template")
     max_answer_tokens: int = Field(default=4096, ge=1, description="the largest max_tokens that a client may ask for")
     default_max_tokens: int = Field(default=512, ge=1, description="max_tokens of a request that names none")
+    max_choices: int = Field(default=16, ge=1, description="answers that one request may ask for: n times its prompts")
     max_branches: int = Field(default=16, ge=1, description="the largest max_branches that a client may ask for")
+
+    api_keys_file: Path | None = Field(
+        default=None, description=f"a key's sha256 a line; {API_KEYS_VARIABLE} may hold keys too, separated by commas"
+    )
+    allow_without_keys: bool = Field(
+        default=False, description="without keys answer other machines too, not this one alone"
+    )
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="of one key, or one address where there are no keys, at each HTTP worker"
+    )
+    max_body_bytes: int = Field(default=2**20, ge=1024, description="of one request")
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(), description="sites whose pages may use the service, such as https://example.org; * is all of them"
+    )
 
     @field_validator("models")
     @classmethod
@@ -169,12 +187,17 @@ def _shipped() -> dict[str, ServedModel]:
 
 
 def read_config(
-    path: Path | None, overrides: dict[str, Any], also: Mapping[str, str | None] | None = None
+    path: Path | None,
+    overrides: dict[str, Any],
+    also: Mapping[str, str | None] | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> ServeConfig:
-    """A YAML file of `ServeConfig`'s fields, with ``overrides`` on top, and more models ``also`` served, as adapters by
-    name. Raises InputError, naming file and field."""
-    fields = (_read_yaml(path) if path else {}) | overrides
-    config = _checked(path, fields)
+    """A YAML file of `ServeConfig`'s fields, with ``environment``'s variables on top, ``overrides`` above them, and
+    more models ``also`` served, as adapters by name. Raises InputError, naming file or variable, and field."""
+    given = _read_environment(environment or {})
+    sources = {name: f"{VARIABLE_PREFIX}{name.upper()}" for name in given if name not in overrides}
+    fields = (_read_yaml(path) if path else {}) | given | overrides
+    config = _checked(path, fields, sources)
     if not also:
         return config
     more = {name: ServedModel(adapter=adapter) for name, adapter in also.items()}
@@ -182,7 +205,30 @@ def read_config(
         raise InputError(f"model {name!r} is served already; allowed: another name")
     single = ("adapter", "served_model_name")  # which name the first of them
     rest = {name: value for name, value in fields.items() if name not in single}
-    return _checked(path, rest | {"models": config.served | more})
+    return _checked(path, rest | {"models": config.served | more}, sources)
+
+
+def config_schema() -> dict[str, Any]:
+    """JSON Schema of the YAML file, for editors and checks before a deployment."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **ServeConfig.model_json_schema()}
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Fields from variables named after them; their values are YAML, so that numbers, null and lists can be said."""
+    import yaml
+
+    fields: dict[str, Any] = {}
+    for variable, text in environment.items():
+        if not variable.startswith(VARIABLE_PREFIX):
+            continue
+        name = variable.removeprefix(VARIABLE_PREFIX).lower()
+        if name not in ServeConfig.model_fields:
+            raise InputError(f"{variable}: there is no option {name!r}; allowed: {', '.join(ServeConfig.model_fields)}")
+        try:
+            fields[name] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{variable}: {error}") from error
+    return fields
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -197,12 +243,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return loaded or {}
 
 
-def _checked(path: Path | None, fields: dict[str, Any]) -> ServeConfig:
+def _checked(path: Path | None, fields: dict[str, Any], sources: Mapping[str, str]) -> ServeConfig:
+    """``sources`` are the variables that fields come from, by field."""
     try:
         return ServeConfig(**fields)
     except ValidationError as error:
         first = error.errors()[0]
-        where = f"{path}: " if path is not None else ""
+        source = sources.get(str(first["loc"][0])) if first["loc"] else None
+        where = f"{source or path}: " if source or path is not None else ""
         what = first["msg"].removeprefix("Value error, ")
         if first["loc"]:
             what = f"{'.'.join(map(str, first['loc']))}: {what} (is {first['input']!r})"

@@ -1,6 +1,7 @@
 """Every error leaves the service in OpenAI's shape: {"error": {"message", "type", "param", "code"}}."""
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -60,13 +61,26 @@ def error_body(error: PastaError) -> dict[str, Any]:
 
 def _body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    param = None if param is None else _sayable(param)
+    return {"error": {"message": _sayable(message), "type": kind, "param": param, "code": code}}
 
 
-def _headers(status: int) -> dict[str, str]:
+def _sayable(text: str) -> str:
+    """A field's name may hold half of a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def error_headers(error: PastaError) -> dict[str, str]:
+    """When to try again, or that this is of no use; and how to show who one is."""
+    retry_after_s = getattr(error, "retry_after_s", 1.0)
+    challenge = {"WWW-Authenticate": "Bearer"} if error.http_status == 401 else {}
+    return _headers(error.http_status, retry_after_s) | challenge
+
+
+def _headers(status: int, retry_after_s: float = 1.0) -> dict[str, str]:
     """Full or starting: worth trying again. A fault or a deadline: not, and OpenAI's clients would."""
     if status in (429, 503):
-        return {"Retry-After": "1"}
+        return {"Retry-After": str(max(1, math.ceil(retry_after_s)))}
     return {"x-should-retry": "false"} if status >= 500 else {}
 
 
@@ -77,7 +91,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def pasta_error(_: Request, error: PastaError) -> JSONResponse:
         if error.http_status >= 500 and not isinstance(error, NotReadyError):
             logger.error("%s: %s", type(error).__name__, error)
-        return JSONResponse(error_body(error), error.http_status, _headers(error.http_status))
+        return JSONResponse(error_body(error), error.http_status, error_headers(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:

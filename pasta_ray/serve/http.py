@@ -1,43 +1,44 @@
 """The routes, as a plain FastAPI application over a `Service`: Ray Serve hosts it, and tests call it without Ray."""
 
 import dataclasses
-import json
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Send
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
 
-from pasta_ray.engine.messages import Report, Request
-from pasta_ray.errors import PastaError
-from pasta_ray.serve.errors import add_error_handlers, error_body
+from pasta_ray.engine.messages import Request
+from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
+from pasta_ray.serve.security import Guard
 from pasta_ray.serve.service import Service
+from pasta_ray.serve.streaming import Chunks, EventStream, event_lines
 
-DONE = "data: [DONE]\n\n"
 
-
-def create_app(service: Service) -> FastAPI:
-    """The OpenAI API of the served models."""
+def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
+    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
+    app.add_middleware(Guard, config=service.config, keys=keys)
+    if origins := service.config.cors_origins:
+        headers = ["Authorization", "Content-Type"]
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
     started = int(time.time())
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatBody) -> Response:
         """Answer a conversation."""
-        request = service.chat(body)
-        return await _respond(service, request, body, ChatShape(request.id, body.model))
+        requests = service.chat(body)
+        return await _respond(service, requests, body, ChatShape(requests[0].id, body.model))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody) -> Response:
         """Continue a text."""
-        request = service.completion(body)
-        return await _respond(service, request, body, CompletionShape(request.id, body.model))
+        requests = service.completion(body)
+        echoes = body.prompt if body.echo else [""] * len(body.prompt)
+        return await _respond(service, requests, body, CompletionShape(requests[0].id, body.model, echoes))
 
     def model_card(name: str) -> dict[str, Any]:
         root = service.models.find(name).name
@@ -65,51 +66,9 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-async def _respond(service: Service, request: Request, body: Generation, shape: Shape) -> Response:
+async def _respond(service: Service, requests: list[Request], body: Generation, shape: Shape) -> Response:
     if not body.stream:
-        return JSONResponse(shape.whole(await service.answer(request)))
-    pieces = service.stream(request)
-    first = await anext(pieces)  # before the status line goes out, so that a refusal has its own status
-    include_usage = body.stream_options is not None and body.stream_options.include_usage
-    return EventStream(_events(first, pieces, shape, include_usage))
-
-
-async def _events(
-    first: str | Report, rest: AsyncGenerator[str | Report, None], shape: Shape, include_usage: bool
-) -> AsyncGenerator[str, None]:
-    """Server-sent events: role, text in document order, the reason for the end, usage if asked for, ``[DONE]``."""
-    async with aclosing(rest):
-        try:
-            for chunk in shape.first():
-                yield _data(chunk)
-            for chunk in _chunks(first, shape, include_usage):
-                yield _data(chunk)
-            async for piece in rest:
-                for chunk in _chunks(piece, shape, include_usage):
-                    yield _data(chunk)
-        except PastaError as error:
-            yield _data(error_body(error))
-    yield DONE
-
-
-def _chunks(piece: str | Report, shape: Shape, include_usage: bool) -> list[dict[str, Any]]:
-    if isinstance(piece, str):
-        return [shape.piece(piece)]
-    return [shape.last(piece), *([shape.usage_piece(piece)] if include_usage else [])]
-
-
-def _data(chunk: dict[str, Any]) -> str:
-    return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-class EventStream(StreamingResponse):
-    """Closes its generator at once when the client leaves, wherever the response then is: that frees the slots."""
-
-    def __init__(self, events: AsyncGenerator[str, None]) -> None:
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(events, media_type="text/event-stream", headers=headers)
-        self._events = events
-
-    async def stream_response(self, send: Send) -> None:
-        async with aclosing(self._events):
-            await super().stream_response(send)
+        return JSONResponse(shape.whole(await service.answer(requests, body.caller)))
+    news = service.stream(requests, body.caller)
+    first = await anext(news)  # before the status line goes out, so that a refusal has its own status
+    return EventStream(event_lines(first, news, Chunks(shape, len(requests), body.include_usage, body.pasta.events)))

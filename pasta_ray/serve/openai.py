@@ -2,57 +2,83 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pasta_ray.engine.messages import Report, Usage
+from pasta_ray.engine.messages import BranchClosed, Delta, Event, Finished, PromiseOpened, Report, Synced
+
+EVENT_TYPES = {PromiseOpened: "promise", Delta: "delta", BranchClosed: "close", Synced: "sync", Finished: "report"}
 
 
-def usage(of: Usage) -> dict[str, Any]:
-    """Annotation tokens (tags, topics, lengths) stand apart: ``completion_tokens`` are the visible text and its end."""
+def usage(reports: Sequence[Report], num_prompts: int = 1) -> dict[str, Any]:
+    """Of all choices together; a prompt counts once, however many answers it has. Annotation tokens (tags, topics,
+    lengths) stand apart: ``completion_tokens`` are the visible text and its end."""
+    prompts = reports[:: max(1, len(reports) // num_prompts)]
+    prompt_tokens = sum(report.usage.prompt_tokens for report in prompts)
+    completion_tokens = sum(report.usage.completion_tokens for report in reports)
     return {
-        "prompt_tokens": of.prompt_tokens,
-        "completion_tokens": of.completion_tokens,
-        "total_tokens": of.prompt_tokens + of.completion_tokens,
-        "completion_tokens_details": {"annotation_tokens": of.annotation_tokens},
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "completion_tokens_details": {"annotation_tokens": sum(report.usage.annotation_tokens for report in reports)},
     }
+
+
+def event_body(event: Event) -> dict[str, Any]:
+    """A typed event as JSON: its ``type``, and its fields by their names."""
+    return {"type": EVENT_TYPES[type(event)], **dataclasses.asdict(event)}
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One answer's envelope: whole, or in pieces."""
+    """One answer's envelope: whole, or in pieces. ``echoes`` are what the choices of each prompt begin with."""
 
     id: str
     model: str
     whole_object: str
     piece_object: str
+    echoes: tuple[str, ...] = ("",)
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, report: Report) -> dict[str, Any]:
-        choice = {"index": 0, **self._whole_text(report.text), "logprobs": None, "finish_reason": report.finish_reason}
-        envelope = self._envelope(self.whole_object, [choice])
-        return envelope | {"usage": usage(report.usage), "pasta": dataclasses.asdict(report)}
+    def whole(self, reports: Sequence[Report]) -> dict[str, Any]:
+        """One choice a report. A single one's report is the answer's own; of several, each choice has its own."""
+        choices = [self._whole_choice(index, report, len(reports)) for index, report in enumerate(reports)]
+        envelope = self._envelope(self.whole_object, choices) | {"usage": usage(reports, len(self.echoes))}
+        if len(reports) == 1:
+            return envelope | {"pasta": dataclasses.asdict(reports[0])}
+        for choice, report in zip(choices, reports, strict=True):
+            choice["pasta"] = dataclasses.asdict(report)
+        return envelope
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self, num_choices: int) -> list[dict[str, Any]]:
         """What a stream says before any text."""
-        return []
+        echoes = [self._echo(index, num_choices) for index in range(num_choices)]
+        return [self.piece(index, echo) for index, echo in enumerate(echoes) if echo]
 
-    def piece(self, text: str) -> dict[str, Any]:
-        return self._envelope(self.piece_object, [self._choice(self._piece_text(text))])
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        return self._envelope(self.piece_object, [self._choice(index, self._piece_text(text))])
 
-    def last(self, report: Report) -> dict[str, Any]:
+    def last(self, index: int, report: Report) -> dict[str, Any]:
         """Why the answer ended, and the report."""
-        choice = self._choice(self._piece_text(None)) | {"finish_reason": report.finish_reason}
+        choice = self._choice(index, self._piece_text(None)) | {"finish_reason": report.finish_reason}
         return self._envelope(self.piece_object, [choice]) | {"pasta": dataclasses.asdict(report)}
 
-    def usage_piece(self, report: Report) -> dict[str, Any]:
-        return self._envelope(self.piece_object, []) | {"usage": usage(report.usage)}
+    def usage_piece(self, reports: Sequence[Report]) -> dict[str, Any]:
+        return self._envelope(self.piece_object, []) | {"usage": usage(reports, len(self.echoes))}
+
+    def _whole_choice(self, index: int, report: Report, num_choices: int) -> dict[str, Any]:
+        text = self._whole_text(self._echo(index, num_choices) + report.text)
+        return {"index": index, **text, "logprobs": None, "finish_reason": report.finish_reason}
+
+    def _echo(self, index: int, num_choices: int) -> str:
+        return self.echoes[index * len(self.echoes) // num_choices]
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _choice(self, text: dict[str, Any]) -> dict[str, Any]:
-        return {"index": 0, **text, "logprobs": None, "finish_reason": None}
+    def _choice(self, index: int, text: dict[str, Any]) -> dict[str, Any]:
+        return {"index": index, **text, "logprobs": None, "finish_reason": None}
 
     def _whole_text(self, text: str) -> dict[str, Any]:
         return {"text": text}
@@ -62,17 +88,17 @@ class Shape:
 
 
 class CompletionShape(Shape):
-    def __init__(self, id_: str, model: str) -> None:
-        super().__init__(id_, model, "text_completion", "text_completion")
+    def __init__(self, id_: str, model: str, echoes: Sequence[str] = ("",)) -> None:
+        super().__init__(id_, model, "text_completion", "text_completion", tuple(echoes))
 
 
 class ChatShape(Shape):
     def __init__(self, id_: str, model: str) -> None:
         super().__init__(id_, model, "chat.completion", "chat.completion.chunk")
 
-    def first(self) -> list[dict[str, Any]]:
+    def first(self, num_choices: int) -> list[dict[str, Any]]:
         delta = {"delta": {"role": "assistant", "content": ""}}
-        return [self._envelope(self.piece_object, [self._choice(delta)])]
+        return [self._envelope(self.piece_object, [self._choice(index, delta)]) for index in range(num_choices)]
 
     def _whole_text(self, text: str) -> dict[str, Any]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}

@@ -1,12 +1,29 @@
 """The request bodies of the OpenAI API, as far as they are served. What is not served is refused by name.
 
-Fields that change nothing at their neutral value (``n: 1``, ``presence_penalty: 0``, ``logprobs: false``) are accepted
-at that value, because clients send them.
+Fields that change nothing at their neutral value (``presence_penalty: 0``, ``logprobs: false``, ``store: false``) are
+accepted at that value, because clients send them; docs/http.md has them all.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+
+MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 256
+
+
+def _refuse(value: object) -> None:
+    if value is not None:
+        raise ValueError(f"is {_short(value)}; not supported: leave it out")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+Unsupported = Annotated[None, BeforeValidator(_refuse)]
+"""A field of OpenAI's that is refused by name unless it is null."""
 
 
 class Body(BaseModel):
@@ -41,14 +58,14 @@ class StreamOptions(Body):
 
 
 class PastaOptions(Body):
-    """This service's own options. ``events`` (typed events in the stream) is not served yet."""
+    """This service's own options."""
 
     method: str | None = Field(
         default=None, description="sequential, pasta, sot or apar; the default depends on the model"
     )
     max_branches: int | None = Field(default=None, ge=1, description="bodies decoded at the same time, at most")
     router: bool = Field(default=False, description="sot: ask the model first whether the question suits it")
-    events: Literal[False] = False
+    events: bool = Field(default=False, description="the branches' typed events in the chunks of a stream")
 
 
 class ResponseFormat(Body):
@@ -69,34 +86,54 @@ class Generation(Body):
         description="0, which is greedy, when absent: OpenAI's default of 1 suits larger models",
     )
     top_p: float | None = Field(default=None, gt=0, le=1)
-    seed: int | None = Field(default=None, description="when absent, every answer at a temperature above 0 is another")
-    user: str | None = None
+    seed: int | None = Field(
+        default=None,
+        ge=-(2**63),
+        le=2**63 - 1,
+        description="when absent, every answer at a temperature above 0 is another; choice i is sampled with seed + i",
+    )
+    n: int | None = Field(default=None, ge=1, description="answers to each prompt")
+    stop: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]] | None = Field(
+        default=None, max_length=MAX_STOPS, description="a string or several: the answer ends before the first of them"
+    )
+    user: str | None = Field(default=None, max_length=256, description="stands in the log beside the answer")
     pasta: PastaOptions = PastaOptions()
 
-    n: int | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: dict[str, float] | None = None
 
-    @field_validator("n")
+    @field_validator("stream_options")
     @classmethod
-    def _one_answer(cls, value: int | None) -> int | None:
-        if value not in (None, 1):
-            raise ValueError(f"n is {value}; allowed: 1 (several answers are not supported)")
+    def _of_a_stream(cls, value: StreamOptions | None, info: ValidationInfo) -> StreamOptions | None:
+        if value is not None and not info.data.get("stream"):
+            raise ValueError("is there without stream: true; allowed: with it")
         return value
 
-    @field_validator("stop", "logprobs", "presence_penalty", "frequency_penalty", "logit_bias")
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
     @classmethod
     def _neutral(cls, value: object) -> object:
         if value:
-            raise ValueError(f"is {value!r}; not supported: leave it out")
+            raise ValueError(f"is {_short(value)}; not supported: leave it out")
         return value
 
     @property
     def wanted_tokens(self) -> int | None:
         return self.max_tokens
+
+    @property
+    def caller(self) -> str | None:
+        """Who asks, as far as the request says."""
+        return self.user
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
 
 
 class ChatBody(Generation):
@@ -106,18 +143,53 @@ class ChatBody(Generation):
     max_completion_tokens: int | None = Field(
         default=None, ge=1, description="the newer name of max_tokens, and stronger"
     )
+    safety_identifier: str | None = Field(default=None, max_length=128, description="the newer name of user")
+
+    logprobs: Literal[False] | None = Field(default=None, description="likelihoods of tokens are not served")
+    metadata: dict[str, str] | None = Field(default=None, max_length=0)
+    modalities: list[Literal["text"]] | None = None
+    reasoning_effort: Literal["none"] | None = None
     response_format: ResponseFormat | None = None
-    top_logprobs: None = None
+    service_tier: Literal["auto", "default"] | None = None
+    store: Literal[False] | None = None
+    verbosity: Literal["medium"] | None = None
+    audio: Unsupported = None
+    moderation: Unsupported = None
+    prediction: Unsupported = None
+    prompt_cache_key: Unsupported = None
+    prompt_cache_retention: Unsupported = None
+    top_logprobs: Unsupported = None
 
     @property
     def wanted_tokens(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @property
+    def caller(self) -> str | None:
+        return self.safety_identifier or self.user
+
 
 class CompletionBody(Generation):
     """POST /v1/completions: the prompt is continued as it is, without a chat template."""
 
-    prompt: str = Field(min_length=1)
-    echo: Literal[False] | None = None
-    suffix: None = None
-    best_of: Literal[1] | None = None
+    prompt: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="a text, or several")
+    echo: bool | None = Field(default=None, description="begin the answer with the prompt")
+    best_of: int | None = Field(default=None, description="n, or 1 where there is no n")
+    logprobs: Unsupported = None
+    suffix: Unsupported = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _texts(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [value]
+        if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+            raise ValueError("token ids are not supported, since they could be tags; allowed: text")
+        return value
+
+    @field_validator("best_of")
+    @classmethod
+    def _all_shown(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value not in (None, info.data.get("n") or 1):
+            raise ValueError(f"is {value}; choosing among answers is not supported; allowed: the value of n")
+        return value

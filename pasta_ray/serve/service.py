@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from pasta_ray.actors.loading import TokenizerLike
 from pasta_ray.actors.messages import ClusterHealth
-from pasta_ray.actors.reading import Reader
-from pasta_ray.engine.messages import Events, Report, Request, Sampling
+from pasta_ray.engine.messages import Event, Events, Report, Request, Sampling
+from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import ReplicaError
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.errors import DeadlineError, NotReadyError, ParameterError
+from pasta_ray.serve.merging import merged
 from pasta_ray.serve.models import Model, Models
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 
@@ -28,6 +29,16 @@ class Backend(Protocol):
     async def health(self) -> ClusterHealth: ...
 
 
+@dataclass(frozen=True)
+class News:
+    """What one message brought of a choice: the text that is readable by now, the events, and at its end the report."""
+
+    choice: int
+    text: str
+    events: tuple[Event, ...]
+    report: Report | None = None
+
+
 class Service:
     """The served models, which share limits, tokenizer and replicas."""
 
@@ -37,19 +48,21 @@ class Service:
         self._backend = backend
         self._tokenizer = tokenizer
 
-    def chat(self, body: ChatBody) -> Request:
-        """The engine's request for a chat. Only the chat template writes special tokens, never a message's text."""
+    def chat(self, body: ChatBody) -> list[Request]:
+        """The engine's requests for a chat, one a choice. Only the chat template writes special tokens, never a
+        message's text."""
         model = self.models.find(body.model)
         messages = [message.plain() for message in body.messages]
         prompt_ids = self._tokenizer.encode_chat(messages)
-        request = self._request(model, "chatcmpl", body, body.wanted_tokens, prompt_ids, "messages")
-        return replace(request, messages=tuple((message["role"], message["content"]) for message in messages))
+        request = self._request(model, body, prompt_ids, "messages")
+        chat = tuple((message["role"], message["content"]) for message in messages)
+        return self._choices("chatcmpl", body, [replace(request, messages=chat)])
 
-    def completion(self, body: CompletionBody) -> Request:
-        """The engine's request for a plain continuation."""
+    def completion(self, body: CompletionBody) -> list[Request]:
+        """The engine's requests for plain continuations: a prompt's choices, then the next prompt's."""
         model = self.models.find(body.model)
-        prompt_ids = self._tokenizer.encode(body.prompt)
-        return self._request(model, "cmpl", body, body.wanted_tokens, prompt_ids, "prompt")
+        prompts = [self._request(model, body, self._tokenizer.encode(text), "prompt") for text in body.prompt]
+        return self._choices("cmpl", body, prompts)
 
     async def check_ready(self) -> ClusterHealth:
         """The replicas' health; NotReadyError until one of them can decode."""
@@ -58,32 +71,41 @@ class Service:
             raise NotReadyError(f"no replica is ready: {health}", "failed" if health.failed else "starting")
         return health
 
-    async def answer(self, request: Request) -> Report:
-        """The whole answer."""
-        async with aclosing(self.stream(request)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, Report):
-                    return piece
-        raise ReplicaError("the answer ended before its report")
+    async def answer(self, requests: Sequence[Request], caller: str | None = None) -> list[Report]:
+        """The whole answer, one report a choice."""
+        reports: dict[int, Report] = {}
+        async with aclosing(self.stream(requests, caller)) as stream:
+            async for news in stream:
+                if news.report is not None:
+                    reports[news.choice] = news.report
+        return [reports[choice] for choice in range(len(requests))]
 
-    async def stream(self, request: Request) -> AsyncGenerator[str | Report, None]:
-        """Text in document order as it becomes readable, then the report. Its end is a line in the log."""
+    async def stream(self, requests: Sequence[Request], caller: str | None = None) -> AsyncGenerator[News, None]:
+        """All choices' news as they come: text in document order as it becomes readable, last of each its report."""
+        streams = [self._logged(choice, request, caller) for choice, request in enumerate(requests)]
+        async with aclosing(streams[0] if len(streams) == 1 else merged(streams)) as stream:
+            async for news in stream:
+                yield news
+
+    async def _logged(self, choice: int, request: Request, caller: str | None) -> AsyncGenerator[News, None]:
+        """One choice's news. Its end is a line in the log."""
         outcome = "its reader left"
         try:
-            async with aclosing(self._pieces(request)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, Report):
-                        outcome = _summary(piece)
-                    yield piece
+            async with aclosing(self._news(choice, request)) as stream:
+                async for news in stream:
+                    if news.report is not None:
+                        outcome = _summary(news.report)
+                    yield news
         except Exception as error:
             outcome = f"{type(error).__name__}: {error}"
             raise
         finally:
-            logger.info("%s, model %s, method %s: %s", request.id, request.model, request.method, outcome)
+            who = "" if caller is None else f", user {caller!r}"
+            logger.info("%s%s, model %s, method %s: %s", request.id, who, request.model, request.method, outcome)
 
-    async def _pieces(self, request: Request) -> AsyncGenerator[str | Report, None]:
+    async def _news(self, choice: int, request: Request) -> AsyncGenerator[News, None]:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout_s
-        reader = Reader()
+        reader = Reader(request.stop)
         async with aclosing(self._backend.decode(request)) as messages:
             while reader.report is None:
                 try:
@@ -94,19 +116,30 @@ class Service:
                     raise DeadlineError(f"the answer took longer than {limit_s:g} s, which is the limit") from None
                 except StopAsyncIteration:
                     raise ReplicaError("the answer ended before its report") from None
-                if text := reader.read(message):
-                    yield text
-        yield reader.report
+                text = reader.read(message)
+                yield News(choice, text, message.events, reader.report)
 
-    def _request(
-        self,
-        model: Model,
-        kind: str,
-        body: Generation,
-        max_tokens: int | None,
-        prompt_ids: list[int],
-        prompt_field: str,
-    ) -> Request:
+    def _choices(self, kind: str, body: Generation, prompts: Sequence[Request]) -> list[Request]:
+        """Each prompt ``n`` times. A choice alone can be had again: with its own number added to the seed."""
+        num_each, most = body.n or 1, self.config.max_choices
+        if num_each * len(prompts) > most:
+            param = "n" if num_each > 1 else "prompt"
+            asked = f"n is {num_each}" if len(prompts) == 1 else f"n is {num_each}, for {len(prompts)} prompts"
+            raise ParameterError(f"{asked}; allowed: up to {most} answers in all", param)
+        if body.pasta.events and not body.stream:
+            raise ParameterError("pasta.events is true; allowed: with stream: true", "pasta.events")
+        id_ = f"{kind}-{secrets.token_hex(12)}"
+        choices = [(prompt, number) for prompt in prompts for number in range(num_each)]
+        return [
+            replace(
+                prompt,
+                id=f"{id_}.{index}" if index else id_,
+                sampling=replace(prompt.sampling, seed=_wrapped(prompt.sampling.seed + number)),
+            )
+            for index, (prompt, number) in enumerate(choices)
+        ]
+
+    def _request(self, model: Model, body: Generation, prompt_ids: list[int], prompt_field: str) -> Request:
         config = self.config
         if len(prompt_ids) > config.max_prompt_tokens:
             raise ParameterError(
@@ -114,7 +147,7 @@ class Service:
                 prompt_field,
                 "context_length_exceeded",
             )
-        max_tokens = max_tokens or min(config.default_max_tokens, config.max_answer_tokens)
+        max_tokens = body.wanted_tokens or min(config.default_max_tokens, config.max_answer_tokens)
         max_branches = body.pasta.max_branches or config.max_branches
         for param, value, most in (
             ("max_tokens", max_tokens, config.max_answer_tokens),
@@ -123,19 +156,25 @@ class Service:
             if value > most:
                 raise ParameterError(f"{param} is {value}; allowed: up to {most}", param)
         return Request(
-            id=f"{kind}-{secrets.token_hex(12)}",
+            id="",
             prompt_ids=tuple(prompt_ids),
             method=body.pasta.method or model.method,
             max_tokens=max_tokens,
             max_branches=max_branches,
             router=body.pasta.router,
             model=model.name,
+            stop=tuple(body.stop or ()),
             sampling=Sampling(
                 temperature=body.temperature or 0.0,
                 top_p=1.0 if body.top_p is None else body.top_p,
                 seed=secrets.randbits(31) if body.seed is None else body.seed,
             ),
         )
+
+
+def _wrapped(seed: int) -> int:
+    """Into 64 bits, as the sampler takes it."""
+    return (seed + 2**63) % 2**64 - 2**63
 
 
 def _summary(report: Report) -> str:

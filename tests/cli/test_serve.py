@@ -1,3 +1,4 @@
+import json
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,47 @@ def test_a_bad_file_is_named_with_its_field(tmp_path: Path, text: str, message: 
     with pytest.raises(InputError, match=message) as raised:
         read_config(file, {})
     assert str(file) in str(raised.value)
+
+
+def test_the_environment_goes_over_the_file_and_options_over_both(tmp_path: Path) -> None:
+    """Guards containers, whose file is shared and whose sizes differ."""
+    file = tmp_path / "serve.yaml"
+    file.write_text("replicas: 3\nmax_queued_requests: 5\nmodel: some/model\n")
+    environment = {
+        "PASTA_RAY_SERVE__REPLICAS": "4",
+        "PASTA_RAY_SERVE__NUM_INGRESS": "2",
+        "PASTA_RAY_SERVE__ADAPTER": "null",
+        "PASTA_RAY_SERVE__CORS_ORIGINS": "[https://example.org]",
+        "PASTA_RAY_SERVE_PORT": "tcp://10.0.0.1:80",
+    }
+    config = read_config(file, {"num_ingress": 7}, None, environment)
+    assert (config.replicas, config.num_ingress, config.max_queued_requests) == (4, 7, 5)
+    assert (config.adapter, config.model, config.cors_origins) == (None, "some/model", ("https://example.org",))
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "message"),
+    [
+        ("REPLICAS", "many", r"PASTA_RAY_SERVE__REPLICAS: replicas: .* \(is 'many'\)"),
+        ("COLOUR", "red", "PASTA_RAY_SERVE__COLOUR: there is no option 'colour'; allowed: model, adapter"),
+        ("MODELS", "{a: [", "PASTA_RAY_SERVE__MODELS: "),
+    ],
+)
+def test_a_bad_variable_is_named(variable: str, text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("max_draft: 3\n")
+    with pytest.raises(InputError, match=message) as raised:
+        read_config(file, {}, None, {f"PASTA_RAY_SERVE__{variable}": text})
+    assert str(file) not in str(raised.value)
+
+
+def test_the_schema_describes_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["schema"])
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["properties"]) == set(ServeConfig.model_fields)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["replicas"]["maximum"] == 1024
 
 
 ONE = {"smollm2-pasta": "pasta"}

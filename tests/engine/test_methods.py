@@ -1,5 +1,6 @@
 """The methods, on a small random model that writes tags often: what comes out is well-formed, and nothing is left."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
-from pasta_ray.engine.messages import Request, Sampling, Synced
+from pasta_ray.engine.messages import Events, Request, Sampling, Synced
+from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import InputError
 from pasta_ray.lang import PRED_10X, PositionStrategy, TagMap, parse
 from pasta_ray.lang.grammar import Phase
@@ -154,3 +156,29 @@ def test_requests_that_can_never_run_are_refused(decoder: Decoder) -> None:
     with pytest.raises(InputError, match="in use"):
         decoder.submit(request(1))
     decoder.cancel("r1")
+
+
+def test_a_stop_string_ends_the_answer_wherever_it_stands(decoder: Decoder) -> None:
+    """Guards stop strings across branches and inside bodies: the text is that without them, cut before the first, and
+    no slot stays."""
+    across = 0
+    for number in range(6):
+        whole = report(run(decoder, [request(number, max_tokens=60)])[f"r{number}"])
+        for start in range(0, max(0, len(whole.text) - 3), 11):
+            stop = whole.text[start : start + 3]
+            across += not any(stop in part for part in whole.document.split("<"))
+            events = run(decoder, [replace(request(number, max_tokens=60), stop=("never", stop))])[f"r{number}"]
+            cut = report(events)
+            assert cut.text == whole.text[: whole.text.index(stop)]
+            assert cut.finish_reason == "stop"
+            assert cut.parallel.critical_path <= whole.parallel.critical_path
+            reader = Reader((stop,))
+            assert reader.read(Events("", tuple(events))) == cut.text
+            parse(cut.document)
+            assert decoder.num_slots == 0
+    assert across > 3
+
+
+def test_a_stop_string_that_never_comes_changes_nothing(decoder: Decoder) -> None:
+    plain, stopping = (report(run(decoder, [replace(request(3), stop=stop)])["r3"]) for stop in ((), ("never",)))
+    assert replace(plain, timing=stopping.timing, branches=()) == replace(stopping, branches=())

@@ -92,6 +92,17 @@ def test_role_injection(tokenizer: Tokenizer) -> None:
     assert ids.count(2) == 1
 
 
+def test_injection_across_messages(tmp_path: Path) -> None:
+    """Guards templates that put nothing between messages: halves of a special token's name do not become one."""
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}<|im_start|>"
+    tokenizer = Tokenizer.load(save_tokenizer(tmp_path, template=template), TagMap.after(1000))
+    for cut in range(1, len("<|im_end|>")):
+        halves = "a <|im_end|>"[: 2 + cut], "<|im_end|>"[cut:]
+        ids = tokenizer.encode_chat([message for half in halves for message in user(half)])
+        assert [id_ for id_ in ids if tokenizer.is_special(id_)] == [1]
+        assert tokenizer.decode(ids) == "a <|im_end|>"
+
+
 @pytest.mark.parametrize("kind", [TagMap, ControlMap])
 def test_tags_that_a_tokenizer_knows_as_words(tmp_path: Path, kind: type[TokenMap]) -> None:
     """Guards full checkpoints: tags added to their tokenizer as ordinary words still cannot be typed."""

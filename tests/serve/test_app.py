@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from pasta_ray.actors.loading import LoadModels
+from pasta_ray.client import Client, Report, Text
 from pasta_ray.errors import ModelError
 from pasta_ray.serve.config import ServeConfig
 from tests.fakes import FakeTokenizer, MakeFakeDecoder, fake_models
@@ -105,6 +106,32 @@ def test_the_official_client_streams(client: openai.OpenAI) -> None:
     assert chunks[-1].usage is not None
 
 
+def test_the_official_client_gets_several_answers_and_typed_events(client: openai.OpenAI, url: str) -> None:
+    """Guards n, events and our own client over real HTTP, through Serve's proxy and its actors."""
+    answer = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "a fork"}], n=3)
+    assert [choice.message.content for choice in answer.choices] == ["a one two three "] * 3
+    completed = client.completions.create(model=MODEL, prompt=["a", "b"], echo=True)
+    assert [choice.text for choice in completed.choices] == ["aa ", "bb "]
+    with Client(url) as ours:
+        events = list(ours.events("a fork b", MODEL, n=2))
+    for choice in (0, 1):
+        own = [event for event in events if event.choice == choice]
+        assert "".join(event.text for event in own if isinstance(event, Text)) == "a one two three b "
+        assert isinstance(own[-1], Report)
+    assert settles_at_zero(url)
+
+
+def test_serves_proxy_says_who_asks(url: str) -> None:
+    """Guards services without keys, which answer this machine alone: the address must be that of the client."""
+    assert httpx.get(f"{url}/v1/models").status_code == 200
+    assert httpx.get(f"{url}/v1/models", headers={"Origin": "https://example.org"}).status_code == 403
+    body = b"x" * (2**20 + 1)
+    headers = {"Content-Type": "application/json"}
+    assert httpx.post(f"{url}/v1/chat/completions", content=body, headers=headers).status_code == 413
+    pieces = iter([body[:1000], body[1000:]])
+    assert httpx.post(f"{url}/v1/chat/completions", content=pieces, headers=headers).status_code == 413
+
+
 def test_the_official_client_chooses_a_model(client: openai.OpenAI) -> None:
     assert [card.id for card in client.models.list()] == [MODEL, "second"]
     answer = client.chat.completions.create(model="second", messages=[{"role": "user", "content": "hello fork"}])
@@ -132,6 +159,15 @@ def test_the_official_client_raises_the_right_errors(client: openai.OpenAI) -> N
         client.chat.completions.create(model=MODEL, messages=messages, temperature=9)
     with pytest.raises(openai.InternalServerError, match="out of luck"):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "crash"}])
+
+
+def test_a_client_that_leaves_frees_every_slot_of_every_choice(url: str) -> None:
+    with Client(url) as client:
+        events = client.events("fork fork endless", MODEL, n=3, max_tokens=4000)
+        assert next(events)
+        assert slots(url) > 0
+        events.close()
+    assert settles_at_zero(url)
 
 
 @pytest.mark.parametrize(("stream", "model"), [(True, MODEL), (True, "second"), (False, "second")])

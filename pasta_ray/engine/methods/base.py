@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from pasta_ray.engine.branch import Branch
@@ -22,6 +22,7 @@ from pasta_ray.engine.messages import (
     Timing,
     Usage,
 )
+from pasta_ray.engine.reading import Reader
 from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
 
 
@@ -88,6 +89,8 @@ class Run(ABC):
         self.num_drafted = 0
         self.num_accepted = 0
         self.num_violations = 0
+        self._reader = Reader(request.stop)
+        self._shown: list[str] = []
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -129,6 +132,10 @@ class Run(ABC):
 
     def react(self, outputs: Sequence[StepOutput]) -> list[Event]:
         """Take one step's outputs, in the order of the branches' paths."""
+        events = self._react(outputs)
+        return self._until_stop(events) if self.request.stop else events
+
+    def _react(self, outputs: Sequence[StepOutput]) -> list[Event]:
         events: list[Event] = []
         sampled = [output for output in outputs if output.tokens]
         if not sampled:
@@ -154,6 +161,23 @@ class Run(ABC):
         if all(track.finish_reason for track in self.tracks.values()):
             events += self._finish("stop")
         return events
+
+    def _until_stop(self, events: list[Event]) -> list[Event]:
+        """Read along as the client does, and end the answer where its text has come to a stop string."""
+        self._shown += [self._reader.see(event) for event in events]
+        if self._reader.stopped is None:
+            return events
+        *rest, last = events if self.done else [*events, *self._finish("cancelled")]
+        assert isinstance(last, Finished)
+        return [*rest, Finished(self._stopped_report(last.report, self._reader.stopped))]
+
+    def _stopped_report(self, report: Report, stop: str) -> Report:
+        """``report`` with the text before ``stop``, which sequential decoding would have had to write too."""
+        text, parallel = "".join(self._shown), report.parallel
+        num_tokens = len(self.engine.tokenizer.encode(text + stop))
+        speedup = num_tokens / max(1, parallel.critical_path)
+        parallel = replace(parallel, sequential_tokens=num_tokens, theoretical_speedup=speedup)
+        return replace(report, text=text, finish_reason="stop", parallel=parallel)
 
     @property
     def full(self) -> bool:
