@@ -7,7 +7,7 @@ import pytest
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Finished, Report, Request
-from pasta_ray.engine.weights import ADAPTERS
+from pasta_ray.engine.weights import ADAPTERS, shipped_adapters
 from pasta_ray.lang import TAG_NAMES, parse
 
 pytestmark = pytest.mark.real_model
@@ -65,7 +65,7 @@ def test_the_baseline_is_a_plain_model() -> None:
     assert ask(baseline, "Name three fruits.", "sequential", 24).text
 
 
-@pytest.mark.parametrize("name", ["pasta", "baseline-sft"])
+@pytest.mark.parametrize("name", shipped_adapters())
 def test_adapters_are_small_and_described(name: str) -> None:
     """Guards the package's size, and an adapter that comes without data, licences, steps and losses."""
     folder: Path = ADAPTERS / name
