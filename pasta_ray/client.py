@@ -12,7 +12,7 @@
 
 import json
 from collections.abc import AsyncGenerator, Generator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -187,14 +187,13 @@ class AsyncClient:
         decoder.end()
 
 
-class _translated:  # noqa: N801  a context manager, used as a function is
+@contextmanager
+def _translated() -> Iterator[None]:
     """Errors of the connection as ours."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, httpx.HTTPError):
-            raise ClientError(f"the service cannot be reached: {type(error).__name__}: {error}") from error
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise ClientError(f"the service cannot be reached: {type(error).__name__}: {error}") from error
 
 
 class _Decoder:

@@ -18,7 +18,7 @@ from pasta_ray.engine.config import DEFAULT_MODEL
 from pasta_ray.engine.gguf import DEFAULT_GGUF_SHA256, DEFAULT_WHEEL, model_folder
 from pasta_ray.engine.int8 import has_int8, int8_pays
 from pasta_ray.engine.weights import shipped_adapters
-from pasta_ray.eval.bench.machine import commit, processor
+from pasta_ray.eval.bench.machine import commit, processor, usable_cores
 
 GIBIBYTE = 2**30
 LEAST_MEMORY = 2 * GIBIBYTE  # head, two actors and the default model take 1.8 GB
@@ -104,10 +104,6 @@ def _processor() -> Finding:
         advice = f"the container's quota is {quota:g} cores: --threads {max(1, int(quota))} keeps threads from waiting"
         return Finding("processor", "warning", found, advice)
     return Finding("processor", "ok", found)
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:

@@ -157,17 +157,18 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
 
 def _report(folder: "EvalFolder", *, judge: bool) -> "EvalReport":
     """Written twice: before a judge is asked, which may fail, and after. Raises what ended the judging."""
-    from pasta_ray.eval.report import judge_answers, speed_report
+    from pasta_ray.eval.report import Found, judge_answers, speed_report
     from pasta_ray.eval.writing import write_report
 
-    report = speed_report(folder)
-    write_report(report, folder)
+    found = Found.read(folder)
+    report = speed_report(found, folder.read_sittings())
+    write_report(report, found, folder)
     if not judge or report.told.plan.quality is None:
         return report
     with _progress("verdicts", None, 0) as advance:
-        judgement = judge_answers(folder, advance)
+        judgement = judge_answers(found, folder, advance)
     report = judgement.added_to(report)
-    write_report(report, folder)
+    write_report(report, found, folder)
     if judgement.error:
         raise judgement.error
     return report

@@ -10,6 +10,7 @@ from transformers import AddedToken, AutoConfig, AutoTokenizer, GenerationConfig
 
 from pasta_ray.errors import InputError, ModelError
 from pasta_ray.lang.apar import CONTROL_NAMES
+from pasta_ray.lang.stops import unfinished
 from pasta_ray.lang.tags import TAG_NAMES, TokenMap
 
 Message = Mapping[str, str]
@@ -34,7 +35,7 @@ class Tokenizer:
             backend.add_tokens([AddedToken(name, special=True, normalized=False) for name in plain])
         self._special_ids = {id_: tok.content for id_, tok in backend.added_tokens_decoder.items() if tok.special}
         names = sorted(self._special_ids.values(), key=len, reverse=True)
-        self._starts = {name[:length] for name in names for length in range(1, len(name))}
+        self._names = names
         self._special = re.compile("|".join(map(re.escape, names)) or r"(?!)")
         self._tag_names = dict(zip(tags.ids, tags.names, strict=True)) if tags else {}
 
@@ -118,12 +119,10 @@ class Tokenizer:
             return f"{_OPEN}{len(quoted) - 1}{_CLOSE}"
 
         safe = re.sub(pattern, sentinel, text)
-        longest = max(map(len, self._starts), default=0) if end else 0
-        for length in range(min(longest, len(safe)), 0, -1):
-            if safe[-length:] in self._starts:
-                quoted.append(safe[-length:])
-                return f"{safe[:-length]}{_OPEN}{len(quoted) - 1}{_CLOSE}"
-        return safe
+        if not (end and (length := unfinished(safe, self._names))):
+            return safe
+        quoted.append(safe[-length:])
+        return f"{safe[:-length]}{_OPEN}{len(quoted) - 1}{_CLOSE}"
 
     def _encode_quoted(self, rendered: str, quoted: Sequence[str]) -> list[int]:
         """The template's special tokens as such, and all between them as plain text with the sentinels resolved."""

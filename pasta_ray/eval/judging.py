@@ -9,7 +9,7 @@ from typing import Any
 from pasta_ray.errors import InputError
 from pasta_ray.eval.figures import JudgeCard
 from pasta_ray.eval.plan import QualityPlan
-from pasta_ray.eval.prompts import Prompt
+from pasta_ray.eval.prompts import Prompt, evenly
 from pasta_ray.train.endpoint import EndpointConfig
 from pasta_ray.train.jsonl import read_appended, to_line
 from pasta_ray.train.judges.base import Answer, Comparison, Judge, Question
@@ -106,9 +106,7 @@ def _measure(judge: RememberingJudge, plan: QualityPlan) -> list[dict[str, Any]]
     """Its agreement with the majority of people on the plan's pairs; none where the plan names no pairs."""
     if plan.human_pairs is None:
         return []
-    pairs = read_pairs(plan.human_pairs)
-    if plan.human_limit and plan.human_limit < len(pairs):
-        pairs = [pairs[i * len(pairs) // plan.human_limit] for i in range(plan.human_limit)]
+    pairs = evenly(read_pairs(plan.human_pairs), plan.human_limit)
     if not pairs:
         raise InputError(f"{plan.human_pairs}: no pairs")
     return agreement(pairs, judge.compare([pair.comparison for pair in pairs]))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -15,6 +15,8 @@ from pydantic import ValidationError
 from pasta_ray.errors import InputError
 from pasta_ray.train.jsonl import explain, read_json_lines
 from pasta_ray.train.sample import Prompt as BasePrompt
+
+Item = TypeVar("Item")
 
 HUB_NAME = "alpacaeval"
 HUB_REPO = "tatsu-lab/alpaca_eval"
@@ -61,10 +63,11 @@ def load_prompts(name: str, limit: int | None = None) -> PromptSet:
     return PromptSet(tuple(evenly(prompts, limit)), digest)
 
 
-def evenly(prompts: Sequence[Prompt], limit: int | None) -> Sequence[Prompt]:
-    if limit is None or limit >= len(prompts):
-        return prompts
-    return [prompts[i * len(prompts) // limit] for i in range(limit)]
+def evenly(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """``limit`` of them, evenly spaced; all where there are no more."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def _check(path: Path, records: Iterator[tuple[int, Any]]) -> list[Prompt]:

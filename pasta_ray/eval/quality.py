@@ -14,7 +14,7 @@ from pasta_ray.eval.lc import Gamed, Judged, length_controlled
 from pasta_ray.eval.plan import QualityPlan
 from pasta_ray.eval.prompts import Prompt
 from pasta_ray.train.judges.base import Answer as Text
-from pasta_ray.train.judges.base import Comparison, Question
+from pasta_ray.train.judges.base import Comparison
 from pasta_ray.train.judges.winrate import win_rate
 
 REFERENCE = "reference"
@@ -59,11 +59,10 @@ class Contest:
 
     def _comparison(self, name: str, id_: str) -> Comparison:
         prompt = self.prompts[id_]
-        question = Question(prompt.instruction, prompt.input, prompt.system)
         if self.against == REFERENCE:
             assert prompt.reference_output is not None
-            return Comparison(question, _text(self.answers[name][id_]), Text(prompt.reference_output))
-        return Comparison(question, _text(self.answers[name][id_]), _text(self.answers[self.baseline][id_]))
+            return Comparison(prompt.question, _text(self.answers[name][id_]), Text(prompt.reference_output))
+        return Comparison(prompt.question, _text(self.answers[name][id_]), _text(self.answers[self.baseline][id_]))
 
 
 def judge_quality(contest: Contest, name: str, judge: RememberingJudge, gamed: Sequence[Gamed]) -> Quality:

@@ -7,7 +7,7 @@ from pasta_ray import __version__
 from pasta_ray.errors import InputError, PastaError
 from pasta_ray.eval.answers import BySystem, group_answers, read_answers
 from pasta_ray.eval.figures import EvalReport, JudgeCard, Perplexity, Quality, SystemReport, Views
-from pasta_ray.eval.folder import EvalFolder
+from pasta_ray.eval.folder import EvalFolder, Sitting, Told
 from pasta_ray.eval.judging import Say, load_judge
 from pasta_ray.eval.lc import read_gamed
 from pasta_ray.eval.perplexity import perplexity, score_answers
@@ -19,19 +19,23 @@ from pasta_ray.eval.speed import count_answers, same_texts, speed_views
 
 @dataclass(frozen=True)
 class Found:
-    """What a folder holds: the plan, its prompts, and the answers so far."""
+    """What a folder holds: what it was told, its prompts, and the answers so far."""
 
-    plan: EvalPlan
+    told: Told
     prompts: tuple[Prompt, ...]
     systems: BySystem
 
     @classmethod
     def read(cls, folder: EvalFolder) -> "Found":
         """Raises InputError with file and line."""
-        plan = folder.read_told().plan
+        told = folder.read_told()
         prompts = load_prompts(str(folder.prompts)).prompts
         answers = group_answers(read_answers(folder.answers)) if folder.answers.exists() else {}
-        return cls(plan, prompts, {system.name: answers.get(system.name, {}) for system in plan.systems})
+        return cls(told, prompts, {system.name: answers.get(system.name, {}) for system in told.plan.systems})
+
+    @property
+    def plan(self) -> EvalPlan:
+        return self.told.plan
 
     @property
     def num_wanted(self) -> int:
@@ -47,15 +51,14 @@ class Found:
         return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
-def speed_report(folder: EvalFolder) -> EvalReport:
-    """All that needs no judge. Raises InputError where the folder is none of an evaluation."""
-    found = Found.read(folder)
+def speed_report(found: Found, sittings: Sequence[Sitting]) -> EvalReport:
+    """All that needs no judge."""
     same = same_texts(found.systems)
     systems = {name: _system(found, name, same[name]) for name in found.systems}
     return EvalReport(
         version=__version__,
-        told=folder.read_told(),
-        sittings=folder.read_sittings(),
+        told=found.told,
+        sittings=list(sittings),
         baseline=found.plan.baseline_name,
         num_prompts=len(found.prompts),
         complete=all(system.counts.missing == 0 for system in systems.values()),
@@ -97,9 +100,8 @@ class Judgement:
         return report.model_copy(update={**update, "systems": systems})
 
 
-def judge_answers(folder: EvalFolder, say: Say = lambda _: None) -> Judgement:
-    """Quality as the plan wants it judged."""
-    found = Found.read(folder)
+def judge_answers(found: Found, folder: EvalFolder, say: Say = lambda _: None) -> Judgement:
+    """Quality as the plan wants it judged; verdicts are kept in ``folder``."""
     plan = found.plan.quality
     assert plan is not None, "the plan has no judge"
     card, costs = None, dict[str, float]()

@@ -8,7 +8,7 @@ from pasta_ray.eval.report import Found
 from pasta_ray.eval.speed import wall_speedups
 
 
-def write_report(report: EvalReport, folder: EvalFolder) -> None:
+def write_report(report: EvalReport, found: Found, folder: EvalFolder) -> None:
     """`report.json` first: pictures need matplotlib. Raises InputError where that is not installed."""
     write_whole(folder.report, report.model_dump_json(indent=1) + "\n")
     write_whole(folder.markdown, to_markdown(report))
@@ -16,7 +16,6 @@ def write_report(report: EvalReport, folder: EvalFolder) -> None:
         from pasta_ray.eval.plots import draw_all
     except ModuleNotFoundError as error:
         raise InputError("the report's pictures need matplotlib: pip install 'pasta-ray[eval]'") from error
-    found = Found.read(folder)
     prompts = [prompt.id for prompt in found.prompts]
     baseline = found.systems[report.baseline]
     speedups = {name: wall_speedups(own, baseline, prompts) for name, own in found.systems.items()}

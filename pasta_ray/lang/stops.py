@@ -1,6 +1,13 @@
 """Text that ends before the first of some strings, however it is cut into pieces."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+
+def unfinished(text: str, wholes: Iterable[str]) -> int:
+    """How many characters at the end of ``text`` are the start of one of ``wholes``, and not yet all of it."""
+    return max(
+        (n for whole in wholes for n in range(1, min(len(whole), len(text) + 1)) if text.endswith(whole[:n])), default=0
+    )
 
 
 class StopText:
@@ -34,10 +41,6 @@ class StopText:
         return rest
 
     def _release(self, text: str) -> str:
-        longest = max((len(stop) for stop in self._stops), default=1) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-length:]) for stop in self._stops):
-                self._held = text[-length:]
-                return text[:-length]
-        self._held = ""
-        return text
+        end = len(text) - unfinished(text, self._stops)
+        self._held = text[end:]
+        return text[:end]

@@ -36,8 +36,12 @@ class Prompt(BaseModel):
     license: str | None = None
 
     @property
+    def question(self) -> Question:
+        return Question(self.instruction, self.input, self.system)
+
+    @property
     def messages(self) -> list[dict[str, str]]:
-        return Question(self.instruction, self.input, self.system).messages
+        return self.question.messages
 
 
 @dataclass(frozen=True)

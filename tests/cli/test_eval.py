@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pasta_ray.cli import main
 from pasta_ray.eval.answers import read_answers
 from pasta_ray.eval.diff import read_report
 from pasta_ray.lang import TagMap
 from tests.engine.conftest import save_model
 from tests.engine.test_tokenizer import save_tokenizer
+from tests.eval.reports import run
 from tests.eval.test_run import MACHINE
 from tests.train.endpoints import serving
 
@@ -21,14 +21,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=306))
     TagMap.after(300).save(folder)
     return folder
-
-
-def run(*args: object) -> int:
-    try:
-        main(["eval", *map(str, args)])
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_an_evaluation_from_its_file_to_its_report(

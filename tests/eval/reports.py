@@ -2,10 +2,20 @@
 
 from collections.abc import Sequence
 
+from pasta_ray.cli import main
 from pasta_ray.engine.messages import BranchReport, FinishReason, Parallel, Report, Timing, Usage
 from pasta_ray.eval.answers import Answer, answer_id
 
 LOOP = "one two three four five six seven " * 8
+
+
+def run(*args: object) -> int:
+    """The exit code of `pasta-ray eval ARGS`."""
+    try:
+        main(["eval", *map(str, args)])
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
 
 
 def body(predicted: int | None, tokens: int, reason: FinishReason = "stop", number: int = 1) -> BranchReport:

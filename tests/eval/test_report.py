@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from pasta_ray.cli import main
 from pasta_ray.eval.answers import Answer
 from pasta_ray.eval.diff import diff_reports, read_report
 from pasta_ray.eval.figures import EvalReport
@@ -16,7 +15,7 @@ from pasta_ray.eval.plan import EvalPlan
 from pasta_ray.eval.plots import pareto_front
 from pasta_ray.eval.prompts import Prompt, PromptSet
 from pasta_ray.train.jsonl import to_line
-from tests.eval.reports import LOOP, answer, body, report
+from tests.eval.reports import LOOP, answer, body, report, run
 from tests.eval.test_run import MACHINE
 from tests.train.endpoints import free_port, serving
 
@@ -51,14 +50,6 @@ def evaluation(path: Path, given: list[Answer], **quality: Any) -> EvalFolder:
         folder.sit_down(MACHINE)
         folder.answers.write_text("".join(to_line(one.model_dump(mode="json")) for one in given), encoding="utf-8")
     return folder
-
-
-def run(*args: object) -> int:
-    try:
-        main(["eval", *map(str, args)])
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_a_report_says_it_all_with_and_without_loops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def describe_machine() -> Machine:
     return Machine(
         processor=processor(),
         cores=os.cpu_count() or 1,
-        usable_cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        usable_cores=usable_cores(),
         threads=threads,
         bandwidth_one_thread_gb_s=one_thread,
         bandwidth_gb_s=all_threads,
@@ -88,6 +88,11 @@ def buffer_bytes() -> int:
     if "SC_AVPHYS_PAGES" not in os.sysconf_names:
         return wanted
     return max(ROW_BYTES, min(wanted, os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2))
+
+
+def usable_cores() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
