@@ -12,6 +12,7 @@ from pasta_ray.engine.branch import Branch, Constraint
 from pasta_ray.engine.commit import StepOutput, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
 from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
@@ -114,6 +115,10 @@ class Engine:
         admits = waiting is not None and (not self.kv_bytes or self.pool.has_room(waiting, self._tenants))
         return admits or bool(self.scheduler.schedule(self._resident_branches))
 
+    def tenant(self, branch: Branch) -> Tenant:
+        """The request of a branch that has not been freed."""
+        return self._requests[branch.slab]
+
     @property
     def _tenants(self) -> list[Tenant]:
         return list(self._requests.values())
@@ -185,6 +190,35 @@ class Engine:
         assert not any(child.visible[never_fed].any() for child in children), "tokens would wait for each other"
         if children:
             branch.join(children)
+
+    def graft(self, branch: Branch, ids: Sequence[int], positions: Sequence[int], block: KVBlock) -> None:
+        """``branch`` sees ``ids``, whose KV was computed elsewhere, from its next token on: no token that it has now
+        does. They stay a branch of their own, which takes no further part. Raises InputError as :meth:`feed` does."""
+        assert not branch.closed, f"branch {branch.path} is closed"
+        assert block.num_tokens == len(ids) == len(positions), "KV, ids and positions of the same tokens"
+        self._check_ids(ids)
+        slab = branch.slab
+        self.pool.check_fits(slab.num_slots + len(ids), "the request with these tokens")
+        graft = Branch(f"{branch.path}+{slab.num_branches}", slab, slab.add_branch(), closed=True)
+        graft.append_at(ids, positions)
+        tenant = self._requests[slab]
+        tenant.branches.append(graft)
+        tenant.imports[graft] = block
+        branch.join([graft], first=len(branch.tokens))
+
+    def receive(self, branch: Branch, ids: Sequence[int], block: KVBlock | None = None) -> None:
+        """``branch``, which is held, has been decoded elsewhere: ``ids`` came next. With ``block``, the KV of all its
+        tokens but the last, it is released: only that token is fed here."""
+        assert branch.held, f"branch {branch.path} is decoded here"
+        assert not branch.num_fed, f"branch {branch.path} has been fed here"
+        self.feed(branch, ids)
+        if branch.constraint is not None:
+            for token in ids:
+                branch.constraint.advance(token)
+        if block is not None:
+            assert block.num_tokens == len(branch.tokens) - 1, "the last token's KV is computed where it is joined"
+            self._requests[branch.slab].imports[branch] = block
+            self.release(branch)
 
     def feed(self, branch: Branch, ids: Sequence[int]) -> None:
         """Append ``ids`` to the branch; they wait for a step. Raises InputError where the request outgrows
@@ -262,6 +296,9 @@ class Engine:
         with torch.inference_mode():
             for tenant in self.pool.make_room(self._tenants):
                 self.prefixes.load(tenant)
+            for tenant in self._tenants:
+                if tenant.imports and tenant.slab.resident:
+                    tenant.load_imports()
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []

@@ -7,6 +7,7 @@ branch's sampling, so a replay gives the same tokens.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.errors import InputError
 
 MAIN_BRANCH = "0"
@@ -180,7 +181,64 @@ class Finished:
     report: Report
 
 
-Event = PromiseOpened | Delta | BranchClosed | Synced | Finished
+@dataclass(frozen=True)
+class BodyPlan:
+    """What decides where a body is decoded: its length as predicted, and what it sees, in tokens: of the prompt, and of
+    what came behind that."""
+
+    request_id: str
+    path: str
+    model: str
+    tokens_predicted: int
+    num_prompt: int
+    num_behind: int
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All that a body sees when it is forked. The prompt's KV is found by its ids; behind it come ``ids`` at
+    ``positions`` with their KV: main tokens, and bodies joined by then. The main branch's last token has none yet."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    block: KVBlock
+    last_id: int
+    last_position: int
+
+
+@dataclass(frozen=True, eq=False)
+class BodyRequest:
+    """A body to decode away from its home: ``forced`` first, at most ``budget`` tokens. Its path and sampling seed its
+    tokens, so that they are what they would be anywhere."""
+
+    request_id: str
+    path: str
+    model: str
+    context: Context
+    forced: tuple[int, ...]
+    budget: int
+    sampling: Sampling
+
+    @property
+    def id(self) -> str:
+        return f"{self.request_id}/{self.path}"
+
+
+@dataclass(frozen=True, eq=False)
+class BodyNews:
+    """What a body decoded away from its home has grown by. ``block`` comes with its last token: the KV of all before."""
+
+    tokens: tuple[int, ...]
+    block: KVBlock | None = None
+
+
+Event = PromiseOpened | Delta | BranchClosed | Synced | Finished | BodyNews
+
+
+def is_last(event: Event) -> bool:
+    """Whether no event of the same request follows."""
+    return isinstance(event, Finished) or (isinstance(event, BodyNews) and event.block is not None)
 
 
 @dataclass(frozen=True)
