@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pasta_ray.engine.kv import KVBlock
+from pasta_ray.engine.progress import Progress, Step
 from pasta_ray.errors import InputError
 
 MAIN_BRANCH = "0"
@@ -42,7 +43,8 @@ class Request:
     answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
     breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
     a replica that holds several by name; one that holds a single model does not read it. The answer ends before the
-    first of the strings in ``stop`` that its text, read in document order, comes to.
+    first of the strings in ``stop`` that its text, read in document order, comes to. An answer that has been begun is
+    gone on with from its ``progress``, and gives no event of that again.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Request:
     constrained: bool = True
     model: str = ""
     stop: tuple[str, ...] = ()
+    progress: Progress = field(default_factory=Progress)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -227,7 +230,7 @@ class BodyRequest:
 
 @dataclass(frozen=True, eq=False)
 class BodyNews:
-    """What a body decoded away from its home has grown by. ``block`` comes with its last token: the KV of all before."""
+    """What a body decoded away from its home has grown by. With its last token comes the KV of all before it."""
 
     tokens: tuple[int, ...]
     block: KVBlock | None = None
@@ -243,7 +246,9 @@ def is_last(event: Event) -> bool:
 
 @dataclass(frozen=True)
 class Events:
-    """All events of one request in one step: the unit that travels between processes."""
+    """All events of one request in one step: the unit that travels between processes. ``steps`` are those that have led
+    to the events since the last message: what :class:`Progress` is made of."""
 
     request_id: str
     events: tuple[Event, ...]
+    steps: tuple[Step, ...] = ()

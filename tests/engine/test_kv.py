@@ -119,16 +119,17 @@ def test_slots_come_and_go_bit_for_bit(model_dir: Path, dtype: str) -> None:
     copied = KVBlock(data)
     assert copied.fits(engine.model.kv_shape)
     before = [tensor.clone() for tensor in (*main.slab.keys, *main.slab.values)]
-    for tensor in (*main.slab.keys, *main.slab.values):
-        tensor[:, slots] = 0
-    put_kv(main.slab, slots, copied)
+    with torch.inference_mode():
+        for tensor in (*main.slab.keys, *main.slab.values):
+            tensor[:, slots] = 0
+        put_kv(main.slab, slots, copied)
     assert all(map(torch.equal, before, (*main.slab.keys, *main.slab.values)))
     engine.free(main)
 
 
 class FarmedReplay:
-    """A document through ``home``, whose bodies are decoded on ``away``. If ``forgets``, either loses all its KV now and
-    then. ``rows`` are the logits behind each token of each branch, ``places`` say where the layout's tokens are."""
+    """A document through ``home``, whose bodies are decoded on ``away``. If ``forgets``, either loses all its KV now
+    and then. ``rows`` are the logits behind each token of each branch, ``places`` say where the layout's tokens are."""
 
     def __init__(self, home: Engine, away: Engine, rng: random.Random, forgets: bool) -> None:
         self.home, self.away, self.rng, self.forgets = home, away, rng, forgets
