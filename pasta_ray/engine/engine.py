@@ -52,6 +52,7 @@ class Engine:
         self.runner = Runner(self.model)
         self.pool = Pool(self.model.kv_shape, config.max_kv_bytes)
         self.prefixes = PrefixReuse(config.prefix_cache_bytes)
+        self.num_fed = 0  # tokens, of all steps
         self._requests: dict[Slab, Tenant] = {}  # in order of arrival
 
     @cached_property
@@ -82,6 +83,11 @@ class Engine:
     def num_branches(self) -> int:
         """Branches that are not closed, of all requests."""
         return sum(not branch.closed for tenant in self._requests.values() for branch in tenant.branches)
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All branches of all requests."""
+        return [branch for tenant in self._requests.values() for branch in tenant.branches]
 
     @property
     def kv_bytes(self) -> int:
@@ -218,6 +224,7 @@ class Engine:
         if block is not None:
             assert block.num_tokens == len(branch.tokens) - 1, "the last token's KV is computed where it is joined"
             self._requests[branch.slab].imports[branch] = block
+            self.settle(branch)
             self.release(branch)
 
     def feed(self, branch: Branch, ids: Sequence[int]) -> None:
@@ -320,6 +327,7 @@ class Engine:
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []
+            self.num_fed += sum(feed.num_tokens for feeds in batch for feed in feeds)
             fed = [self._requests[feeds[0].branch.slab] for feeds in batch]
             reading = [tenant for tenant in fed if tenant.main.num_fed < tenant.num_prompt]
             outputs = commit(batch, self.runner.run(batch), self.masks)

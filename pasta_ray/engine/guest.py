@@ -12,6 +12,7 @@ from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.kv import KVBlock, take_kv
 from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Context, Event
+from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError
 from pasta_ray.lang import TagMap
 from pasta_ray.lang.grammar import BodyGrammar
@@ -30,13 +31,20 @@ class Farm(Protocol):
         """No body of this request is wanted any more."""
 
 
+def may_leave(engine: Engine, child: Branch) -> bool:
+    """Whether what ``child`` sees of its parent is in KV, but for the parent's last token."""
+    parent = child.parent
+    if parent is None or not child.slab.resident:
+        return False
+    return parent.num_pending == 1 and parent.num_fed >= engine.tenant(child).num_prompt
+
+
 def context_of(engine: Engine, child: Branch) -> Context | None:
     """What ``child``, which has just been forked, sees beside itself; None where not all of it is in KV now."""
     parent, slab = child.parent, child.slab
-    assert parent is not None
-    tenant = engine.tenant(child)
-    if not slab.resident or parent.num_pending != 1 or parent.num_fed < tenant.num_prompt:
+    if parent is None or not may_leave(engine, child):
         return None
+    tenant = engine.tenant(child)
     seen_S = child.visible.copy()
     for apart in (child.slots, tenant.main.slots[: tenant.num_prompt], parent.slots[-1:]):
         seen_S[apart] = False
@@ -102,6 +110,12 @@ class GuestRun:
 
     def drafting(self) -> dict[Branch, int]:
         return {}
+
+    def take_arrived(self) -> list[StepOutput]:
+        return []
+
+    def take_steps(self) -> tuple[Step, ...]:
+        return ()
 
     def react(self, outputs: Sequence[StepOutput]) -> list[Event]:
         """The body's new tokens; with the last one, the KV of all before it."""

@@ -11,6 +11,7 @@ from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.detokenizer import Detokenizer
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.messages import (
+    BodyNews,
     BranchReport,
     Delta,
     Event,
@@ -24,6 +25,8 @@ from pasta_ray.engine.messages import (
 )
 from pasta_ray.engine.progress import Sampled, Step
 from pasta_ray.engine.reading import Reader
+from pasta_ray.engine.slab import Slab
+from pasta_ray.engine.starter import Starter
 from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
 
 
@@ -32,7 +35,7 @@ class Track:
     """One branch of a request as a method follows it. Steps are the request's own, from 1; times are seconds.
 
     ``num_tokens`` were sampled, ``num_forced`` before them were not. ``children`` were forked from it, each with the
-    place where it cuts ``text``: the number of pieces by then.
+    place where it cuts ``text``: the number of pieces by then. ``replica`` decodes it where that is another one.
     """
 
     branch: Branch
@@ -43,6 +46,7 @@ class Track:
     topic: str | None = None
     tokens_predicted: int | None = None
     num_forced: int = 0
+    replica: str | None = None
     num_tokens: int = 0
     last_step: int = 0
     end_s: float = 0.0
@@ -93,6 +97,7 @@ class Run(ABC):
         self._reader = Reader(request.stop)
         self._shown: list[str] = []
         self._new_steps: list[Step] = []
+        self.starter: Starter | None = None
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -107,6 +112,32 @@ class Run(ABC):
     def fits(cls, tags: TokenMap | None) -> bool:
         """Whether a model that writes ``tags`` can run this method."""
         return cls.needs is None or isinstance(tags, cls.needs)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def slab(self) -> Slab:
+        return self.main.branch.slab
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All that it has had so far."""
+        return [track.branch for track in self.tracks.values()]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether no step brings it further, until something comes from elsewhere."""
+        return False
+
+    def receive(self, path: str, news: BodyNews | None) -> None:
+        """What has come of a body that is decoded elsewhere; None where nothing more will. Unknown ones are fine."""
+        del path, news
+
+    def take_arrived(self) -> list[StepOutput]:
+        """What was received since it was last taken, as if a step had given it."""
+        return []
 
     @abstractmethod
     def open_main(self) -> Branch:
@@ -304,6 +335,6 @@ def _branch_report(track: Track, replica: str) -> BranchReport:
         last_step=track.last_step,
         start_s=track.start_s,
         end_s=track.end_s,
-        replica=replica,
+        replica=track.replica or replica,
         finish_reason=track.finish_reason,
     )
