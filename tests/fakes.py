@@ -2,8 +2,8 @@
 
 The line's words are written one a step. ``fork`` opens a body of three words, which grows beside the main branch. Some
 words do something: ``refuse`` (InputError at submission), ``crash`` (the step raises), ``poison`` (the step raises, and
-so does every cancellation), ``die`` (the process ends), ``die-once`` (it ends if the prompt's first line is no file yet,
-and makes one), ``endless`` (words without end, 5 ms each).
+so does every cancellation), ``die`` (the process ends), ``die-once`` (it makes a file of the name in the prompt's first
+line and ends, if there is none yet), ``endless`` (words without end, 5 ms each).
 """
 
 import os
