@@ -111,12 +111,11 @@ class PromptLookup:
 
 
 def _inherited(branch: Branch) -> list[int]:
-    """What the branch's ancestors had written when it was forked, whenever that is asked: a guess after a resumed fork
-    is the one that was made then."""
+    """What the branch's ancestors had written when it was forked, whenever that is asked: a guess behind a fork that is
+    taken again is the one that was made then."""
     if branch.parent is None:
         return []
-    num_seen = int(branch.visible[branch.parent.slots].sum())
-    return _inherited(branch.parent) + branch.parent.tokens[:num_seen]
+    return _inherited(branch.parent) + branch.parent.tokens[: branch.num_inherited]
 
 
 @dataclass(eq=False)

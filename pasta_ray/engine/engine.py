@@ -181,6 +181,7 @@ class Engine:
         self.pool.check_fits(slab.num_slots + len(forced), "the request with this fork")
         row = slab.add_branch(parent.row)
         child = Branch(path, slab, row, parent.next_position, sampling, constraint, keep_logits, parent=parent)
+        child.num_inherited = len(parent.tokens)
         child.append(forced)
         parent.next_position += gap
         self._requests[slab].branches.append(child)

@@ -1,9 +1,10 @@
 """How far an answer has come: what any engine needs to go on with it as if it had decoded it so far itself.
 
 A method's state is a function of the tokens that it has taken and of the steps that they came in. So steps are what is
-written down, and not what follows from them: which bodies are open, what each branch sees, where it stands.
+written down, and not what follows from them: what a body is joined by, what each branch sees, where it stands.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 
@@ -26,14 +27,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Progress:
-    """The steps of an answer so far; ``elapsed_s`` are the seconds since it was first asked for, lost ones included."""
+    """The steps of an answer so far, and the bodies that are open by now; ``elapsed_s`` are the seconds since it was
+    first asked for, lost ones included."""
 
     steps: tuple[Step, ...] = ()
+    open_bodies: tuple[str, ...] = ()
     elapsed_s: float = 0.0
 
-    def after(self, steps: tuple[Step, ...]) -> "Progress":
-        """The progress once ``steps`` have come too."""
-        return Progress(self.steps + steps, self.elapsed_s)
+    def after(self, steps: tuple[Step, ...], opened: Collection[str] = (), closed: Collection[str] = ()) -> "Progress":
+        """The progress once ``steps`` have come too, in which these bodies were opened and closed."""
+        bodies = tuple(body for body in (*self.open_bodies, *opened) if body not in closed)
+        return Progress(self.steps + steps, bodies, self.elapsed_s)
 
     @property
     def num_tokens(self) -> int:

@@ -76,8 +76,9 @@ def cut_at_every_step(decoder: Decoder, request: Request, every: int = 1) -> Rep
 def test_an_answer_cut_at_any_step_goes_on_as_if_it_had_not_been(decoder: Decoder, method: str) -> None:
     """Guards every answer against the death of its process: sampled answers with open and joined bodies, drafts."""
     num_bodies = num_syncs = num_accepted = 0
-    for number in range(4):
-        answer = cut_at_every_step(decoder, request(number, method, max_tokens=60))
+    sampled = [request(number, method, max_tokens=60) for number in range(4)]
+    for asked in (*sampled, replace(sampled[0], sampling=Sampling())):
+        answer = cut_at_every_step(decoder, asked)
         num_bodies += answer.parallel.num_promises
         num_syncs += answer.parallel.num_syncs
         num_accepted += answer.parallel.num_accepted
@@ -85,10 +86,8 @@ def test_an_answer_cut_at_any_step_goes_on_as_if_it_had_not_been(decoder: Decode
     assert bool(num_accepted) == method.endswith("speculative")
 
 
-def test_greedy_unconstrained_and_stopped_answers_go_on_too(decoder: Decoder) -> None:
-    greedy = replace(request(5, max_tokens=60), sampling=Sampling())
+def test_unconstrained_and_stopped_answers_go_on_too(decoder: Decoder) -> None:
     free = replace(request(2, max_tokens=60), constrained=False)
-    assert cut_at_every_step(decoder, greedy, every=3).parallel.num_violations == 0
     assert cut_at_every_step(decoder, free, every=3).parallel.num_violations > 0
     text = report(events_of(messages(decoder, request(3)))).text
     stopped = cut_at_every_step(decoder, replace(request(3), stop=(text[20:23],)), every=3)
@@ -103,8 +102,8 @@ def test_threads_go_on(tmp_path: Path) -> None:
 
 def test_skeletons_and_their_points_go_on(tmp_path: Path) -> None:
     decoder = test_sot.make_decoder(tmp_path)
-    answers = [cut_at_every_step(decoder, test_sot.request(number, max_branches=2), every=7) for number in range(4)]
-    assert max(answer.parallel.num_promises for answer in answers) > 2
+    answers = [cut_at_every_step(decoder, test_sot.request(number, max_branches=1), every=7) for number in range(4)]
+    assert max(answer.parallel.num_promises for answer in answers) > 1
     routed = [cut_at_every_step(decoder, test_sot.request(number, router=True), every=9) for number in range(3)]
     assert min(answer.parallel.num_promises for answer in routed) == 0
 
