@@ -23,9 +23,10 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster with four nominal CPUs; actors in tests ask for none of them."""
     import ray
 
-    from tests import fakes
+    from tests import fakes, small
 
-    ray.cloudpickle.register_pickle_by_value(fakes)
+    for module in (fakes, small):
+        ray.cloudpickle.register_pickle_by_value(module)
     ray.init(
         num_cpus=4,
         include_dashboard=False,

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pasta_ray.engine.messages import (
     BranchClosed,
@@ -86,6 +87,10 @@ class FakeDecoder:
         self.poisoned = False
         self.cancelled: list[str] = []
         self._running: dict[str, _Running] = {}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {}  # nothing that other replicas might share
 
     @property
     def busy(self) -> bool:

@@ -12,13 +12,12 @@ from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeAc
 from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, CoordinatorStats, ReplicaDiedError, ReplicaStats
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
+from pasta_ray.actors.sharing import NAMESPACE, end_directory
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ReplicaError
 
 COORDINATOR = "the coordinator"
 COORDINATOR_OPTIONS = {"num_cpus": 0, "max_concurrency": 2000}
-NAMESPACE = "pasta_ray"
-"""Of the replicas' names."""
 MAX_DEATHS = 20
 POLL_S = 0.2
 
@@ -26,6 +25,7 @@ POLL_S = 0.2
 def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
     """The replica of that name, or a new one. Ray starts it again when its process dies, on another node where its own
     is gone; lost requests concern the coordinator. It belongs to no process, and outlives its coordinator."""
+    shared_by = cluster if spec.replicas > 1 else None
     actor_class: Any = ray.remote(concurrency_groups={"control": 16})(DecodeActor)  # type: ignore[call-overload]
     options = actor_class.options(
         name=f"{cluster} {name}",
@@ -40,7 +40,9 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
         max_task_retries=0,
         runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
     )
-    return RemoteReplica(name, lambda: options.remote(spec.make_decoder, name, spec.orphan_s))
+    return RemoteReplica(
+        name, lambda: options.remote(spec.make_decoder, name, spec.orphan_s, shared_by, spec.placement)
+    )
 
 
 class CoordinatorActor:
@@ -53,8 +55,8 @@ class CoordinatorActor:
     def __init__(self, spec: ClusterSpec) -> None:
         self._spec = spec
         context = ray.get_runtime_context()
-        cluster = context.get_actor_name() or context.get_actor_id()
-        self._replicas = [start_replica(spec, cluster, f"r{index}") for index in range(spec.replicas)]
+        self._cluster = str(context.get_actor_name() or context.get_actor_id())
+        self._replicas = [start_replica(spec, self._cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
 
     @property
@@ -86,6 +88,7 @@ class CoordinatorActor:
         """Called by Ray where the actor ends as it should, not where its process dies."""
         for replica in self._replicas:
             replica.end()
+        end_directory(self._cluster)
 
 
 class Cluster:

@@ -1,11 +1,13 @@
-"""Who holds which prefixes, and who is there at all. Knows nothing that replicas do not tell it again, so it may die."""
+"""Who holds which prefixes, and who is there at all. All that it knows replicas tell it again, so it may die."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from pasta_ray.actors.announcements import Announcement, Holder, Peer, Reply
+from pasta_ray.actors.lease import Lease
 
+IDLE_S = 60.0
 LEASE_S = 5.0
 """A replica that has said nothing for so long is forgotten with all that it held."""
 
@@ -84,12 +86,14 @@ class Directory:
 
 
 class DirectoryActor:
-    """The Ray rim of `Directory`."""
+    """The Ray rim of `Directory`. Ends itself when no replica has announced anything for a while."""
 
     def __init__(self) -> None:
         self._directory = Directory()
+        self._lease = Lease(IDLE_S, _end)
 
     async def announce(self, news: Announcement) -> Reply:
+        self._lease.renew()
         return self._directory.announce(news)
 
     async def find(self, asker: str, names: Sequence[bytes]) -> Holder | None:
@@ -97,3 +101,10 @@ class DirectoryActor:
 
     async def forget(self, replica: str, incarnation: str) -> None:
         self._directory.forget(replica, incarnation)
+
+
+def _end() -> None:
+    """End this actor's process for good."""
+    import ray
+
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

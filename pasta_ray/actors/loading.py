@@ -19,16 +19,22 @@ class TokenizerLike(Protocol):
 
 @dataclass(frozen=True)
 class LoadDecoder:
-    """Called in a replica's own process; the weights are read from the machine's cache folder."""
+    """Called in a replica's own process; the weights are read from the machine's cache folder, and steps are timed. A
+    decoder that ``shares`` prefixes with other replicas also reads the weights for their fingerprint."""
 
     config: EngineConfig
     draft: DraftConfig = field(default_factory=DraftConfig)
+    shares: bool = False
 
     def __call__(self, replica: str) -> DecoderLike:
         from pasta_ray.engine import Engine
+        from pasta_ray.engine.curve import calibrate
         from pasta_ray.engine.decoder import Decoder
 
-        return Decoder(Engine(self.config), replica, self.draft)
+        engine = Engine(self.config)
+        if self.shares:
+            _ = engine.fingerprint  # now, and not while requests wait
+        return Decoder(engine, replica, self.draft, calibrate(engine))
 
 
 @dataclass(frozen=True)

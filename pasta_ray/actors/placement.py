@@ -46,7 +46,9 @@ class Placement:
         """Seconds until the body's KV is back from ``peer``: what it sees goes there, it is decoded, and comes back."""
         prompt_s = 0.0
         if not peer.has_prompt:
-            prompt_s = min(transfer.seconds(plan.num_prompt * self.bytes_per_token), peer.curve.prefill_s(plan.num_prompt))
+            prompt_s = min(
+                transfer.seconds(plan.num_prompt * self.bytes_per_token), peer.curve.prefill_s(plan.num_prompt)
+            )
         there_s = transfer.seconds(plan.num_behind * self.bytes_per_token)
         back_s = transfer.seconds(plan.tokens_predicted * self.bytes_per_token)
         return prompt_s + there_s + decode_s(plan, peer) + back_s

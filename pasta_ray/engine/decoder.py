@@ -7,10 +7,12 @@ from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine
+from pasta_ray.engine.gate import active_rows
 from pasta_ray.engine.guest import GuestRun
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import BodyNews, BodyRequest, Events, Request
 from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
+from pasta_ray.engine.prefix_store import PrefixStore
 from pasta_ray.engine.resume import resume
 from pasta_ray.engine.starter import Starter
 from pasta_ray.errors import InputError
@@ -35,6 +37,7 @@ class Decoder:
         self.replica = replica
         self.curve = curve
         self.starter = Starter(engine, curve)
+        self.store = PrefixStore(engine)
         engine.masks = build_masks(engine.tokenizer, engine.vocab_size)
         self.drafter = make_drafter(engine, draft or DraftConfig())
         self._runs: dict[str, Run | GuestRun] = {}
@@ -43,6 +46,16 @@ class Decoder:
     def methods(self) -> tuple[str, ...]:
         """The methods that this engine's model can run."""
         return fitting_methods(self.engine.tags)
+
+    @property
+    def parts(self) -> "dict[str, Decoder]":
+        """The decoders of a replica by the names of their models; one alone answers to any name."""
+        return {"": self}
+
+    @property
+    def num_rows(self) -> int:
+        """Branches that go on in the next step."""
+        return active_rows(self.engine.branches)
 
     @property
     def busy(self) -> bool:

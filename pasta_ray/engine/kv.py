@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from pasta_ray.engine.slab import KVShape, Slab
 
@@ -38,14 +39,14 @@ class KVBlock:
 
     def fits(self, shape: KVShape) -> bool:
         """Whether slots of that shape can hold these tokens."""
-        dtype = torch.from_dlpack(self.data[:0]).dtype
+        dtype = from_dlpack(self.data[:0]).dtype
         layers_and_heads = (2, shape.num_layers, shape.num_kv_heads)
         same_axes = self.data.shape[:3] == layers_and_heads and self.data.shape[4] == shape.head_dim
         return same_axes and dtype == _STORED_AS.get(shape.dtype, shape.dtype)
 
     def tensors(self, dtype: torch.dtype) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Keys and values, one [H, N, D] view a layer; not to be written to."""
-        keys, values = ([torch.from_dlpack(layer).view(dtype) for layer in part] for part in self.data)
+        keys, values = ([from_dlpack(layer).view(dtype) for layer in part] for part in self.data)
         return keys, values
 
 
