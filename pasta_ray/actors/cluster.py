@@ -12,7 +12,7 @@ from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeAc
 from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, CoordinatorStats, ReplicaDiedError, ReplicaStats
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
-from pasta_ray.actors.sharing import NAMESPACE, end_directory
+from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ReplicaError
 
@@ -56,6 +56,8 @@ class CoordinatorActor:
         self._spec = spec
         context = ray.get_runtime_context()
         self._cluster = str(context.get_actor_name() or context.get_actor_id())
+        if spec.replicas > 1:
+            start_directory(self._cluster)
         self._replicas = [start_replica(spec, self._cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
 

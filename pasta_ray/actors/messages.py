@@ -76,8 +76,10 @@ class ClusterSpec:
 class SharingStats:
     """What a replica has done since its process began, counted: prompt tokens looked up in its prefix cache and found
     there; prefixes fetched from other replicas with their tokens and bytes, failures and those not worth it; bodies
-    sent away, lost there, decoded for others, and made to wait, with the bytes of KV that went and came back."""
+    sent away, lost there, decoded for others, and made to wait, with the bytes of KV that went and came back.
+    ``num_peers`` are the replicas that it shares with now."""
 
+    num_peers: int = 0
     num_prefix_tokens: int = 0
     num_prefix_hits: int = 0
     num_prefix_fetches: int = 0

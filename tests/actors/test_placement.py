@@ -22,7 +22,7 @@ def choose(policy: str, home: View, *peers: View, transfer: TransferCost | None 
 
 
 def test_a_cheap_row_stays() -> None:
-    """Guards against moving KV to save nothing: where a row more costs little, home is best, however idle others are."""
+    """Guards against moving KV to save nothing: where a row more costs little, home is best, idle as others are."""
     assert choose("auto", View("r0", FLAT, 3), View("r1", FLAT, 0)) is None
 
 

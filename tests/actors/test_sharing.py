@@ -11,7 +11,7 @@ import ray
 
 from pasta_ray.actors.cluster import NAMESPACE, Cluster
 from pasta_ray.actors.messages import ClusterSpec, ReplicaStats, SharingStats
-from pasta_ray.actors.placement import Policy
+from pasta_ray.actors.neighbours import PERIOD_S
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Finished, Report, Request
 from tests.engine.conftest import prompt
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 SYSTEM = tuple(prompt(1, 1000))
 PREFILL_IS_DEAR = ((1, 0.01), (16, 0.16))
 NUM_REQUESTS = 6
+NUM_REPLICAS = 3
 
 
 @pytest.fixture(scope="module")
@@ -32,30 +33,25 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     return make_decoder(tmp_path_factory.mktemp("model"))
 
 
-def start(alone: Decoder, num_replicas: int, placement: Policy = "auto") -> Cluster:
-    make = MakeSmallDecoder(alone.engine.config.model, PREFILL_IS_DEAR)
-    return Cluster.start(ClusterSpec(make, num_replicas, cpus_per_replica=0, check_period_s=0.1, placement=placement))
-
-
 @pytest.fixture(scope="module")
-def remote(alone: Decoder) -> Cluster:
-    """Two replicas, each of which has every body decoded on the other."""
-    return start(alone, 2, "remote")
+def cluster(alone: Decoder) -> Cluster:
+    """Replicas each of which has every body decoded on another one."""
+    make = MakeSmallDecoder(alone.engine.config.model, PREFILL_IS_DEAR)
+    return Cluster.start(ClusterSpec(make, NUM_REPLICAS, cpus_per_replica=0, check_period_s=0.1, placement="remote"))
 
 
 def run(cluster: Cluster, scenario: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
     async def ready() -> Any:
-        while any(replica.state != "ready" for replica in (await cluster.health()).replicas):
+        while any(each.sharing.num_peers < NUM_REPLICAS - 1 for each in await cluster.stats()):
             await asyncio.sleep(0.1)
-        await settled()
         return await scenario()
 
     return asyncio.run(ready())
 
 
 async def settled() -> None:
-    """Replicas have announced themselves, and what they hold, to each other."""
-    await asyncio.sleep(1.0)
+    """Replicas have announced what they hold."""
+    await asyncio.sleep(4 * PERIOD_S)
 
 
 async def report(cluster: Cluster, asked: Request) -> Report:
@@ -86,10 +82,9 @@ async def idle(cluster: Cluster) -> tuple[ReplicaStats, ...]:
     raise AssertionError(f"still in use: {stats}")
 
 
-def test_a_shared_prompt_is_prefilled_once_in_the_cluster(alone: Decoder) -> None:
+def test_a_shared_prompt_is_prefilled_once_in_the_cluster(alone: Decoder, cluster: Cluster) -> None:
     """Guards prefixes across replicas: of 1,000 tokens that all requests share, one replica computes all, and the
     others only what is no whole block; the answers are those of one engine. A directory that dies is told again."""
-    cluster = start(alone, 3, "local")
     requests = [
         replace(request(number, "sequential", max_tokens=8), prompt_ids=(*SYSTEM, number + 4, 9)) for number in range(7)
     ]
@@ -119,21 +114,23 @@ def test_a_shared_prompt_is_prefilled_once_in_the_cluster(alone: Decoder) -> Non
     assert second.num_prefix_hits - first.num_prefix_hits >= 3 * 1000
 
 
-def test_every_body_on_another_replica(alone: Decoder, remote: Cluster) -> None:
+def test_every_body_on_another_replica(alone: Decoder, cluster: Cluster) -> None:
     """Guards farming out with processes between: the same documents as one engine's, bodies on the other replica, their
     KV there and back, and nothing left on either."""
     requests = [request(number, max_tokens=1000) for number in range(NUM_REQUESTS)]
     expected = {each.id: answer(alone, each) for each in requests}
 
-    async def scenario() -> SharingStats:
-        answers = await asyncio.gather(*(report(remote, each) for each in requests))
+    async def scenario() -> tuple[SharingStats, SharingStats]:
+        before = totals(await cluster.stats())
+        answers = await asyncio.gather(*(report(cluster, each) for each in requests))
         for each in answers:
             assert each.document == expected[each.id].document
             home, *bodies = [branch.replica for branch in each.branches]
-            assert set(bodies) <= {"r0", "r1"} - {home}
-        return totals(await idle(remote))
+            assert set(bodies) <= {"r0", "r1", "r2"} - {home}
+        return before, totals(await idle(cluster))
 
-    stats = run(remote, scenario)
+    before, stats = run(cluster, scenario)
+    assert before.num_bodies_sent == 0
     num_bodies = sum(each.parallel.num_promises for each in expected.values())
     assert stats.num_bodies_sent == stats.num_bodies_hosted == num_bodies > 10
     assert stats.num_bodies_lost == 0
@@ -142,32 +139,32 @@ def test_every_body_on_another_replica(alone: Decoder, remote: Cluster) -> None:
     assert stats.num_body_bytes_returned == tokens * alone.store.bytes_per_token
 
 
-def test_leaving_frees_bodies_elsewhere(remote: Cluster) -> None:
+def test_leaving_frees_bodies_elsewhere(cluster: Cluster) -> None:
     """Guards against bodies that are decoded on another replica for a reader who has left."""
 
     async def scenario() -> None:
         for number in range(4):
-            async with aclosing(remote.decode(request(number, max_tokens=1000))) as messages:
-                while not any(each.num_branches > 1 for each in await remote.stats()):
+            async with aclosing(cluster.decode(request(number, max_tokens=1000))) as messages:
+                while not any(each.num_branches > 1 for each in await cluster.stats()):
                     await anext(messages)
-        await idle(remote)
+        await idle(cluster)
 
-    run(remote, scenario)
+    run(cluster, scenario)
 
 
-def test_a_replica_that_dies_with_bodies_costs_no_text(alone: Decoder) -> None:
+def test_a_replica_that_dies_with_bodies_costs_no_text(alone: Decoder, cluster: Cluster) -> None:
     """Guards against answers that lose a body, or hang, when the replica that decodes it dies."""
-    cluster = start(alone, 2, "remote")
     requests = [request(number, max_tokens=1000) for number in range(NUM_REQUESTS)]
     expected = {each.id: answer(alone, each).document for each in requests}
 
-    async def scenario() -> SharingStats:
+    async def scenario() -> None:
         answers = [asyncio.create_task(report(cluster, each)) for each in requests]
-        while totals(await cluster.stats()).num_bodies_hosted < 4:
+        before = totals(await cluster.stats()).num_bodies_hosted
+        while totals(await cluster.stats()).num_bodies_hosted < before + 4:
             await asyncio.sleep(0.005)
         kill(cluster, "r1")
         for each in await asyncio.gather(*answers):
             assert each.document == expected[each.id]
-        return totals(await idle(cluster))
+        await idle(cluster)
 
-    assert run(cluster, scenario).num_bodies_lost >= 0
+    run(cluster, scenario)
