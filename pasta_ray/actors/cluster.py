@@ -56,6 +56,7 @@ class CoordinatorActor:
         cluster = context.get_actor_name() or context.get_actor_id()
         self._replicas = [start_replica(spec, cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
+        context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
 
     @property
     def _coordinator(self) -> Coordinator:
