@@ -53,7 +53,7 @@ class CoordinatorActor:
     def __init__(self, spec: ClusterSpec) -> None:
         self._spec = spec
         context = ray.get_runtime_context()
-        cluster = context.get_actor_name() or context.get_actor_id()
+        cluster = context.get_actor_name() or str(context.get_actor_id())
         self._replicas = [start_replica(spec, cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
         context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
@@ -136,14 +136,13 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Events, None]:
-        if self._found is None:
-            await self._reach()
-        async with aclosing(stream(self._found, COORDINATOR, request)) as messages:
+        coordinator = self._found or await self._reach()
+        async with aclosing(stream(coordinator, COORDINATOR, request)) as messages:
             async for message in messages:
                 yield message
 
-    async def _reach(self) -> None:
-        """Wait for a coordinator that answers."""
+    async def _reach(self) -> Any:
+        """A coordinator that answers, once there is one."""
         deadline = asyncio.get_running_loop().time() + self._wait_s
         while True:
             try:
@@ -152,8 +151,8 @@ class Cluster:
                 if asyncio.get_running_loop().time() > deadline:
                     raise ReplicaError(f"no coordinator within {self._wait_s:g} s: {error}") from None
                 await asyncio.sleep(POLL_S)
-            else:
-                return
+            if self._found is not None:
+                return self._found
 
     async def _ask(self, method: str) -> Any:
         """Raises ReplicaDiedError where the coordinator is gone, ReplicaError where there is none."""

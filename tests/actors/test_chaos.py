@@ -46,7 +46,7 @@ class Killer:
         while True:
             await asyncio.sleep(self._period_s)
             victim = self._random.choice(("coordinator", "r0", "r1", "r2"))
-            with suppress(ray.exceptions.RayError, ValueError):  # it has not come back from the last time
+            with suppress(ray.exceptions.RayError, ValueError, TimeoutError):  # it is not back from the last time
                 os.kill(await asyncio.wait_for(self._pid(victim), 1.0), signal.SIGKILL)
                 self.killed.append(victim)
 
