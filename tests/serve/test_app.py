@@ -159,8 +159,7 @@ def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
 
 
 def test_the_coordinators_death_leaves_no_gap_in_a_stream(url: str) -> None:
-    """Guards what Serve does, and the way back from it: it starts another coordinator, which finds the replicas, and the
-    worker finds it."""
+    """Guards the way back: Serve starts another coordinator, which finds the replicas, and the worker finds it."""
     import ray
 
     body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 400}
