@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import ray
@@ -83,6 +83,9 @@ class CoordinatorActor:
     async def counts(self) -> CoordinatorStats:
         return self._coordinator.stats()
 
+    async def end_replicas(self) -> None:
+        self.__ray_shutdown__()
+
     def __ray_shutdown__(self) -> None:
         """Called by Ray where the actor ends as it should, not where its process dies."""
         for replica in self._replicas:
@@ -124,6 +127,11 @@ class Cluster:
     async def counts(self) -> CoordinatorStats:
         counts: CoordinatorStats = await self._ask("counts")
         return counts
+
+    async def end(self) -> None:
+        """End the replicas at once, for a reader that ends before Ray would come to it."""
+        with suppress(ReplicaError):
+            await self._ask("end_replicas")
 
     async def wait_ready(self, timeout_s: float = 300.0) -> None:
         """Return when a replica can decode; ReplicaError when none will."""
