@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import ray
@@ -60,6 +60,7 @@ class CoordinatorActor:
             start_directory(self._cluster)
         self._replicas = [start_replica(spec, self._cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
+        context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
 
     @property
     def _coordinator(self) -> Coordinator:
@@ -85,6 +86,9 @@ class CoordinatorActor:
 
     async def counts(self) -> CoordinatorStats:
         return self._coordinator.stats()
+
+    async def end_replicas(self) -> None:
+        self.__ray_shutdown__()
 
     def __ray_shutdown__(self) -> None:
         """Called by Ray where the actor ends as it should, not where its process dies."""
@@ -129,6 +133,11 @@ class Cluster:
         counts: CoordinatorStats = await self._ask("counts")
         return counts
 
+    async def end(self) -> None:
+        """End the replicas at once, for a reader that ends before Ray would come to it."""
+        with suppress(ReplicaError):
+            await self._ask("end_replicas")
+
     async def wait_ready(self, timeout_s: float = 300.0) -> None:
         """Return when a replica can decode; ReplicaError when none will."""
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -140,14 +149,13 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Events, None]:
-        if self._found is None:
-            await self._reach()
-        async with aclosing(stream(self._found, COORDINATOR, request)) as messages:
+        coordinator = self._found or await self._reach()
+        async with aclosing(stream(coordinator, COORDINATOR, request)) as messages:
             async for message in messages:
                 yield message
 
-    async def _reach(self) -> None:
-        """Wait for a coordinator that answers."""
+    async def _reach(self) -> Any:
+        """A coordinator that answers, once there is one."""
         deadline = asyncio.get_running_loop().time() + self._wait_s
         while True:
             try:
@@ -156,8 +164,8 @@ class Cluster:
                 if asyncio.get_running_loop().time() > deadline:
                     raise ReplicaError(f"no coordinator within {self._wait_s:g} s: {error}") from None
                 await asyncio.sleep(POLL_S)
-            else:
-                return
+            if self._found is not None:
+                return self._found
 
     async def _ask(self, method: str) -> Any:
         """Raises ReplicaDiedError where the coordinator is gone, ReplicaError where there is none."""

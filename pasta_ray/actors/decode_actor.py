@@ -9,8 +9,7 @@ import ray
 
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.lease import Lease
-from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
-from pasta_ray.actors.placement import Policy
+from pasta_ray.actors.messages import DecoderFactory, Policy, ReplicaStats
 from pasta_ray.actors.sharing import Sharing
 from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import BodyRequest, Events, Request

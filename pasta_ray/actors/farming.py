@@ -13,8 +13,9 @@ from typing import Protocol
 from pasta_ray.actors.announcements import Peer
 from pasta_ray.actors.costs import TransferCost
 from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.messages import Policy
 from pasta_ray.actors.neighbours import Neighbours, Parts
-from pasta_ray.actors.placement import Placement, Policy, View
+from pasta_ray.actors.placement import Placement, View
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Events
 from pasta_ray.errors import PastaError

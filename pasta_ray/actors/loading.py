@@ -28,7 +28,7 @@ class LoadDecoder:
 
     def __call__(self, replica: str) -> DecoderLike:
         from pasta_ray.engine import Engine
-        from pasta_ray.engine.curve import calibrate
+        from pasta_ray.engine.calibration import calibrate
         from pasta_ray.engine.decoder import Decoder
 
         engine = Engine(self.config)

@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pasta_ray.actors.placement import Policy
 from pasta_ray.engine.messages import BodyNews, BodyRequest, Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
 if TYPE_CHECKING:
     from pasta_ray.engine.decoder import Decoder
+
+
+Policy = Literal["auto", "local", "remote"]
 
 
 class StepError(PastaError):

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pasta_ray.actors.costs import TransferCost
+from pasta_ray.actors.messages import Policy
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.messages import BodyPlan
-
-Policy = Literal["auto", "local", "remote"]
 
 MARGIN = 0.9
 """A body leaves where it is expected to take less than this share of the time that it takes at home."""

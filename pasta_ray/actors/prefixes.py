@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pasta_ray.actors.announcements import Holder, Peer
 from pasta_ray.actors.costs import TransferCost
@@ -15,8 +15,10 @@ from pasta_ray.actors.neighbours import Neighbours, Parts
 from pasta_ray.engine.blocks import BLOCK_TOKENS, block_names
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.kv import KVBlock
-from pasta_ray.engine.prefix_store import PrefixStore
 from pasta_ray.errors import PastaError
+
+if TYPE_CHECKING:
+    from pasta_ray.engine.prefix_store import PrefixStore
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class PrefixFetcher:
             return await self._neighbours.find(names)
 
     async def _move(
-        self, store: PrefixStore, curve: StepCurve | None, prompt_ids: Sequence[int], num_own: int, found: Holder
+        self, store: "PrefixStore", curve: StepCurve | None, prompt_ids: Sequence[int], num_own: int, found: Holder
     ) -> None:
         start = num_own * BLOCK_TOKENS
         num_tokens = min(found.num_blocks * BLOCK_TOKENS, MAX_FETCH_BYTES // store.bytes_per_token)

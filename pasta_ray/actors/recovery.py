@@ -34,9 +34,8 @@ async def recovered(
     progress, submitted = request.progress, clock() - request.progress.elapsed_s
     num_deaths = 0
     while True:
-        so_far = replace(progress, elapsed_s=clock() - submitted)
         try:
-            async with aclosing(attempt(replace(request, progress=so_far))) as messages:
+            async with aclosing(attempt(request)) as messages:
                 async for message in messages:
                     progress, num_deaths = fold(progress, message), 0
                     yield message
@@ -48,4 +47,5 @@ async def recovered(
                     f"{error}; what answered request {request.id} died {num_deaths} times in a row; try again later"
                 ) from error
             logger.warning("request %s goes on from step %d: %s", request.id, len(progress.steps), error)
+            request = replace(request, progress=replace(progress, elapsed_s=clock() - submitted))
             on_death()

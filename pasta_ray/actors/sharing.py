@@ -14,9 +14,8 @@ from pasta_ray.actors.costs import TransferCost
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.directory import DirectoryActor
 from pasta_ray.actors.farming import FarmCounts, Farmer
-from pasta_ray.actors.messages import SharingStats
+from pasta_ray.actors.messages import Policy, SharingStats
 from pasta_ray.actors.neighbours import Neighbours, Parts
-from pasta_ray.actors.placement import Policy
 from pasta_ray.actors.prefixes import PrefixCounts, PrefixFetcher
 from pasta_ray.actors.remote import call, stream
 from pasta_ray.engine.kv import KVBlock

@@ -1,16 +1,8 @@
 """What a step costs: seconds against the rows that it feeds, measured at start and corrected by every step since."""
 
-import time
 from bisect import bisect_left
 from dataclasses import dataclass
 
-from pasta_ray.engine.branch import Branch
-from pasta_ray.engine.engine import Engine
-from pasta_ray.engine.messages import Sampling
-
-CALIBRATED_ROWS = (1, 4, 16)
-CALIBRATION_STEPS = 3
-CALIBRATION_CONTEXT = 64
 NEAR, FAR = 0.2, 0.02  # how far one observation moves the points around it, and all others
 WORTHWHILE = 0.8  # rows are worth having up to this share of the best throughput
 
@@ -60,39 +52,3 @@ class StepCurve:
     def _above(self, rows: float) -> int:
         """Index of the first point that has at least so many rows."""
         return bisect_left(self.points, rows, key=lambda point: point[0])
-
-
-def calibrate(engine: Engine) -> StepCurve:
-    """Time steps of the idle engine; nothing stays behind. Costs a dozen steps and a chunk of prefill."""
-    most = engine.pool.max_slots or engine.max_positions
-    context = min(CALIBRATION_CONTEXT, most // 4)
-    chunk = min(engine.config.prefill_chunk, most // 2)
-    main = engine.open([0] * context, keep_logits=True)  # which keeps it out of the prefix cache
-    timed: dict[int, float] = {}
-    try:
-        while main.num_pending:
-            engine.step()
-        for rows in CALIBRATED_ROWS:
-            if context + rows <= most:
-                times = [_timed(engine, main, [1] * rows, Sampling()) for _ in range(CALIBRATION_STEPS)]
-                timed[rows] = min(times)
-        if chunk > max(timed):
-            timed[chunk] = _timed(engine, main, [chunk], None)
-    finally:
-        engine.free(main)
-    return StepCurve(sorted(timed.items()))
-
-
-def _timed(engine: Engine, main: Branch, sizes: list[int], sampling: Sampling | None) -> float:
-    """Seconds of a step that feeds one child for each of ``sizes``, so many tokens; the children are gone again."""
-    children = [
-        engine.fork(main, [0] * size, path=f"{main.path}.{index}", sampling=sampling)
-        for index, size in enumerate(sizes, 1)
-    ]
-    start = time.perf_counter()
-    engine.step()
-    seconds = time.perf_counter() - start
-    for child in children:
-        engine.rewind(child, 0)
-        engine.close(child)
-    return seconds

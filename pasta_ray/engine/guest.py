@@ -10,8 +10,9 @@ from typing import Protocol
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.engine import Engine
-from pasta_ray.engine.kv import KVBlock, take_kv
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Context, Event
+from pasta_ray.engine.moving import take_kv
 from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError
 from pasta_ray.lang import TagMap

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pasta_ray.engine.branch import Branch
-from pasta_ray.engine.kv import KVBlock, put_kv
+from pasta_ray.engine.kv import KVBlock
+from pasta_ray.engine.moving import put_kv
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import InputError
 

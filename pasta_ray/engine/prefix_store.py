@@ -5,7 +5,8 @@ from functools import cached_property
 
 from pasta_ray.engine.blocks import Chain
 from pasta_ray.engine.engine import Engine
-from pasta_ray.engine.kv import KVBlock, pack
+from pasta_ray.engine.kv import KVBlock
+from pasta_ray.engine.moving import fits, pack, tensors_of
 from pasta_ray.engine.prefix import Node
 
 LAYOUT_VERSION = 1  # of `KVBlock`, and of what a position means
@@ -64,9 +65,9 @@ class PrefixStore:
     def put(self, ids: Sequence[int], start: int, block: KVBlock) -> int:
         """Keep the KV of ``ids[start:]``, as many tokens as ``block`` has; gives how many of them are cached by then:
         none where the tokens before ``start`` are not."""
-        assert block.fits(self._shape), f"KV of another shape: {block.data.shape}, {block.data.dtype}"
+        assert fits(block, self._shape), f"KV of another shape: {block.data.shape}, {block.data.dtype}"
         ids = ids[: start + block.num_tokens]
-        self._cache.insert(ids, *block.tensors(self._shape.dtype), first=start)
+        self._cache.insert(ids, *tensors_of(block, self._shape.dtype), first=start)
         lease = self._cache.match(ids)
         self._cache.release(lease)
         return max(0, lease.num_tokens - start)

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from pasta_ray.engine.messages import Finished, Report, Request
 from tests.engine.conftest import prompt
 from tests.engine.events import answer
 from tests.engine.test_methods import make_decoder, request
-from tests.small import MakeSmallDecoder
+from tests.narrow import MakeNarrowDecoder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,7 +37,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
 @pytest.fixture(scope="module")
 def cluster(alone: Decoder) -> Cluster:
     """Replicas each of which has every body decoded on another one."""
-    make = MakeSmallDecoder(alone.engine.config.model, PREFILL_IS_DEAR)
+    make = MakeNarrowDecoder(Path(alone.engine.config.model), points=PREFILL_IS_DEAR)
     return Cluster.start(ClusterSpec(make, NUM_REPLICAS, cpus_per_replica=0, check_period_s=0.1, placement="remote"))
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pasta_ray.engine.curve import StepCurve, calibrate
+from pasta_ray.engine.calibration import calibrate
+from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Event, Report, Request
 from pasta_ray.engine.starter import Starter

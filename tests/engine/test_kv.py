@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from pasta_ray.engine.replay import replay_tokens
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.blocks import BLOCK_TOKENS, Chain, block_names
 from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.guest import context_of, open_body
-from pasta_ray.engine.kv import KVBlock, put_kv, take_kv
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import BodyRequest, Sampling
+from pasta_ray.engine.moving import fits, put_kv, take_kv
 from pasta_ray.engine.prefix_store import PrefixStore
-from pasta_ray.engine.replay import replay_tokens
 from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync
 from tests.engine.conftest import prompt, random_document, save_model
 
@@ -117,7 +118,7 @@ def test_slots_come_and_go_bit_for_bit(model_dir: Path, dtype: str) -> None:
     data = block.data.copy()
     data.flags.writeable = False
     copied = KVBlock(data)
-    assert copied.fits(engine.model.kv_shape)
+    assert fits(copied, engine.model.kv_shape)
     before = [tensor.clone() for tensor in (*main.slab.keys, *main.slab.values)]
     with torch.inference_mode():
         for tensor in (*main.slab.keys, *main.slab.values):

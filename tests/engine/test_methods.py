@@ -14,7 +14,7 @@ from pasta_ray.lang import PRED_10X, PositionStrategy, TagMap, parse
 from tests.engine.conftest import save_model
 from tests.engine.events import cancel_at_every_step, report, run, shown
 from tests.engine.test_tokenizer import save_tokenizer
-from tests.small import load_small
+from tests.narrow import load_narrow
 
 VOCAB = 320
 
@@ -23,7 +23,7 @@ def make_decoder(folder: Path, positions: PositionStrategy = PRED_10X, **setting
     """A decoder over a random model that writes tags often."""
     save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
     TagMap.after(VOCAB - 6, positions).save(folder)
-    return load_small(folder, **settings)
+    return load_narrow(folder, **settings)
 
 
 @pytest.fixture(scope="module")
