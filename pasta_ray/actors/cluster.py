@@ -9,7 +9,14 @@ import ray
 
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeActor
-from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, CoordinatorStats, ReplicaDiedError, ReplicaStats
+from pasta_ray.actors.messages import (
+    ClusterHealth,
+    ClusterSpec,
+    CoordinatorStats,
+    Policy,
+    ReplicaDiedError,
+    ReplicaStats,
+)
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
 from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
@@ -87,6 +94,9 @@ class CoordinatorActor:
     async def counts(self) -> CoordinatorStats:
         return self._coordinator.stats()
 
+    async def place(self, policy: Policy) -> None:
+        await asyncio.gather(*(replica.place(policy) for replica in self._replicas))
+
     async def end_replicas(self) -> None:
         self.__ray_shutdown__()
 
@@ -138,6 +148,10 @@ class Cluster:
         with suppress(ReplicaError):
             await self._ask("end_replicas")
 
+    async def place(self, policy: Policy) -> None:
+        """Which bodies may be decoded on other replicas than their requests, from now on."""
+        await self._ask("place", policy)
+
     async def wait_ready(self, timeout_s: float = 300.0) -> None:
         """Return when a replica can decode; ReplicaError when none will."""
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -167,7 +181,7 @@ class Cluster:
             if self._found is not None:
                 return self._found
 
-    async def _ask(self, method: str) -> Any:
+    async def _ask(self, method: str, *args: Any) -> Any:
         """Raises ReplicaDiedError where the coordinator is gone, ReplicaError where there is none."""
         if self._found is None:
             try:
@@ -175,7 +189,7 @@ class Cluster:
             except ValueError as error:
                 raise ReplicaError("the coordinator is starting; try again") from error
         try:
-            return await call(getattr(self._found, method), COORDINATOR)
+            return await call(getattr(self._found, method), COORDINATOR, *args)
         except ReplicaDiedError:
             self._forget()
             raise

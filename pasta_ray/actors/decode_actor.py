@@ -70,6 +70,12 @@ class DecodeActor:
         return None if self._sharing is None else await self._sharing.take_prefix(key, ids, start)
 
     @ray.method(concurrency_group="control")
+    async def place(self, policy: Policy) -> None:
+        """Which bodies of this replica's requests may leave it."""
+        if self._sharing is not None:
+            self._sharing.place(policy)
+
+    @ray.method(concurrency_group="control")
     async def ping(self) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
         PastaError from one whose decoder cannot be made."""

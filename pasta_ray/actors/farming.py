@@ -55,7 +55,7 @@ class Farmer:
         events: asyncio.AbstractEventLoop,
     ) -> None:
         self.counts = FarmCounts()
-        self._policy: Policy = policy
+        self.policy: Policy = policy
         self._parts = parts
         self._loop = loop
         self._neighbours = neighbours
@@ -79,7 +79,7 @@ class Farmer:
             for peer in self._neighbours.peers.values()
             if peer.load.curve
         ]
-        return Placement(self._policy, part.store.bytes_per_token).choose(plan, home, peers, self._cost)
+        return Placement(self.policy, part.store.bytes_per_token).choose(plan, home, peers, self._cost)
 
     def send(self, replica: str, body: BodyRequest) -> None:
         """Have the body decoded there; what comes of it goes to the decoder."""

@@ -119,6 +119,10 @@ class Sharing:
         else:
             await self._prefixes.fetch(request.model, request.prompt_ids)
 
+    def place(self, policy: Policy) -> None:
+        """Which bodies may leave, from now on."""
+        self._farmer.policy = policy
+
     async def take_prefix(self, key: str, ids: Sequence[int], start: int) -> KVBlock | None:
         """For another replica: what is cached here of ``ids``, from ``start`` on."""
         part = self._parts.holding(key)
