@@ -18,7 +18,6 @@ from pasta_ray.actors.neighbours import Neighbours, Parts
 from pasta_ray.actors.placement import Placement, View
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Events
-from pasta_ray.errors import PastaError
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +112,8 @@ class Farmer:
         try:
             if peer is not None and await self._follow(peer, body):
                 return
-        except PastaError as error:
-            logger.warning("body %s comes home from %s: %s", body.id, peer and peer.name, error)
+        except Exception as error:  # whatever it is, a body that nobody decodes would be waited for without end
+            logger.warning("body %s comes home: %s: %s", body.id, type(error).__name__, error)
         self.counts.num_lost += 1
         await self._hand_over(body, None)
 

@@ -26,7 +26,9 @@ def farm_rounds(config: EngineConfig, options: FarmOptions) -> Iterator[dict[str
     tokenizer = LoadTokenizer(config)()
     chats = [tuple(tokenizer.encode_chat([{"role": "user", "content": text}])) for text in PROMPTS]
     with asyncio.Runner() as runner:
-        cluster = Cluster.start(ClusterSpec(LoadDecoder(config, shares=True), options.replicas, cpus_per_replica=0))
+        cluster = Cluster.start(
+            ClusterSpec(LoadDecoder(config, timed=True, shares=True), options.replicas, cpus_per_replica=0)
+        )
         try:
             runner.run(_know_each_other(cluster, options.replicas))
             farm = _Farm(cluster, chats, options)

@@ -31,7 +31,9 @@ def build_app(args: ServeConfig) -> serve.Application:
     models = read_models(args)
     engines = args.engine_configs()
     draft = args.draft_config()
-    make_decoder = LoadModels({name: LoadDecoder(engine, draft, args.replicas > 1) for name, engine in engines.items()})
+    make_decoder = LoadModels(
+        {name: LoadDecoder(engine, draft, timed=True, shares=args.replicas > 1) for name, engine in engines.items()}
+    )
     tokenizer = LoadTokenizer(next(iter(engines.values())))  # of any: they differ in tags, which no client can write
     return make_app(args, models, make_decoder, tokenizer, read_keys(args.api_keys_file, os.environ))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from pasta_ray.engine.replay import replay_tokens
+from pasta_ray.engine.replaying import replay_tokens
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.blocks import BLOCK_TOKENS, Chain, block_names
