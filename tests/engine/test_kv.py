@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from pasta_ray.engine.replaying import replay_tokens
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.blocks import BLOCK_TOKENS, Chain, block_names
@@ -16,6 +15,7 @@ from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import BodyRequest, Sampling
 from pasta_ray.engine.moving import fits, put_kv, take_kv
 from pasta_ray.engine.prefix_store import PrefixStore
+from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync
 from tests.engine.conftest import prompt, random_document, save_model
 
