@@ -13,7 +13,7 @@ from pasta_ray.eval.published import PUBLISHED
 from pasta_ray.train.curves import COLOURS
 
 MARKERS = "osD^vP*X"
-PARETO, SPEEDUPS, ANATOMY = "pareto.png", "speedups.png", "anatomy.png"
+PARETO, SPEEDUPS, ANATOMY, LOAD = "pareto.png", "speedups.png", "anatomy.png", "load.png"
 
 
 def draw_all(report: EvalReport, speedups: Mapping[str, Mapping[str, float]], folder: Path) -> list[str]:
@@ -30,6 +30,9 @@ def draw_all(report: EvalReport, speedups: Mapping[str, Mapping[str, float]], fo
     if any(own.speed.all.anatomy for own in report.systems.values()):
         _draw(folder / ANATOMY, "Model steps of an answer", lambda axes: draw_anatomy(axes, report))
         drawn.append(ANATOMY)
+    if report.load:
+        _draw(folder / LOAD, "Throughput under load", lambda axes: draw_load(axes, report))
+        drawn.append(LOAD)
     return drawn
 
 
@@ -100,6 +103,22 @@ def draw_anatomy(axes: Axes, report: EvalReport) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("steps, mean over answers")
+    axes.legend(fontsize="small")
+
+
+def draw_load(axes: Axes, report: EvalReport) -> None:
+    """Visible tokens a second against requests at once."""
+    for number, name in enumerate(dict.fromkeys(point.system for point in report.load)):
+        points = [point for point in report.load if point.system == name]
+        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+        axes.plot(
+            [point.concurrency for point in points], [point.tokens_per_s for point in points], label=name, **style
+        )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests at once")
+    axes.set_ylabel("visible tokens a second")
     axes.legend(fontsize="small")
 
 
