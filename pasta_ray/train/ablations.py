@@ -14,7 +14,7 @@ NO_TOPIC = "part"  # the grammar wants a word; one that all promises have tells 
 
 
 def without(document: Document, parts: Collection[Part]) -> Document:
-    """``topics``: every promise gets the same. ``syncs``: the end of the answer, which is an implied one, is the only."""
+    """``topics``: every promise gets the same one. ``syncs``: only the one that every answer's end implies is left."""
     nodes = [node for node in document.nodes if not ("syncs" in parts and isinstance(node, Sync))]
     if "topics" in parts:
         nodes = [replace(node, topic=NO_TOPIC) if isinstance(node, Promise) else node for node in nodes]
