@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pasta_ray.engine.messages import (
     BranchClosed,
     BranchReport,
+    Counters,
     Delta,
     Event,
     Events,
@@ -82,6 +83,7 @@ class FakeDecoder:
         self.step_s = step_s
         self.poisoned = False
         self.cancelled: list[str] = []
+        self.num_steps = self.num_rows = 0
         self._running: dict[str, _Running] = {}
 
     @property
@@ -95,6 +97,10 @@ class FakeDecoder:
     @property
     def num_branches(self) -> int:
         return sum(len(running.branches) for running in self._running.values())
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(num_steps=self.num_steps, num_rows=self.num_rows)
 
     @property
     def num_slots(self) -> int:
@@ -118,6 +124,8 @@ class FakeDecoder:
 
     def step(self) -> list[Events]:
         time.sleep(self.step_s)
+        self.num_steps += 1
+        self.num_rows += self.num_branches
         messages = [Events(request_id, tuple(self._advance(r))) for request_id, r in list(self._running.items())]
         return [message for message in messages if message.events]
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Counters, Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.logs import LogConfig
 
 
 class StepError(PastaError):
@@ -27,6 +28,8 @@ class DecoderLike(Protocol):
     def num_branches(self) -> int: ...
     @property
     def num_requests(self) -> int: ...
+    @property
+    def counters(self) -> Counters: ...
     def submit(self, request: Request) -> None: ...
     def cancel(self, request_id: str) -> None: ...
     def step(self) -> list[Events]: ...
@@ -47,6 +50,7 @@ class ClusterSpec:
     max_ongoing: int = 64
     max_queued: int = 256
     check_period_s: float = 2.0
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0)):
@@ -56,12 +60,29 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class ReplicaStats:
-    """Live counts of one replica; all three are 0 when it is idle."""
+    """Live counts of one replica; all three are 0 when it is idle. ``step_s`` is the time spent in steps since it
+    started, ``one_row_step_s`` that of a step of a single row, 0 before there was one."""
 
     replica: str
     num_requests: int
     num_branches: int
     num_slots: int
+    counters: Counters = Counters()
+    step_s: float = 0.0
+    one_row_step_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CoordinatorStats:
+    """The load now, and what has happened since the start: requests refused because the queue was full, requests whose
+    reader left, replicas that died under a request."""
+
+    num_ready: int = 0
+    num_ongoing: int = 0
+    num_queued: int = 0
+    num_rejected: int = 0
+    num_cancelled: int = 0
+    num_deaths: int = 0
 
 
 ReplicaState = Literal["starting", "ready", "failed"]

@@ -5,7 +5,7 @@ from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.masks import build_masks
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Counters, Events, Request
 from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
 from pasta_ray.errors import InputError
 
@@ -44,6 +44,10 @@ class Decoder:
     @property
     def num_requests(self) -> int:
         return len(self._runs)
+
+    @property
+    def counters(self) -> Counters:
+        return self.engine.counters
 
     def submit(self, request: Request) -> None:
         """Take a request in. Raises InputError for one that can never run here."""

@@ -1,0 +1,68 @@
+"""What runs in each actor of the pool: one engine that answers many rows at once, whoever sends them."""
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import ray
+
+from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.loading import TokenizerLike
+from pasta_ray.actors.messages import DecoderFactory, StepError
+from pasta_ray.batch.rows import Defaults, Row, answer_line, make_request
+from pasta_ray.engine.messages import Finished, Report, Request
+from pasta_ray.errors import InputError, ReplicaError
+
+
+@dataclass(frozen=True)
+class Job:
+    """How the rows are answered, and with what. Called in the workers' processes: the factories."""
+
+    make_decoder: DecoderFactory
+    make_tokenizer: Callable[[], TokenizerLike]
+    defaults: Defaults
+
+
+class Worker:
+    """A class for Ray Data's asynchronous `map_batches`: its calls run side by side, and their rows share the engine's
+    steps. A row that the engine refuses, or whose decoding fails, has that as its answer; an engine that is broken
+    ends the job. It is made at the first call: what that raises ends the job at once, as it was raised."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    @cached_property
+    def _loop(self) -> DecodeLoop:
+        name = f"batch-{ray.get_runtime_context().get_actor_id()[:8]}"  # type: ignore[index]
+        return DecodeLoop(self._job.make_decoder, name)
+
+    @cached_property
+    def _tokenizer(self) -> TokenizerLike:
+        return self._job.make_tokenizer()
+
+    async def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+        self._loop.check()
+        return {"line": list(await asyncio.gather(*(self._line(Row(**json.loads(row))) for row in batch["row"])))}
+
+    async def _line(self, row: Row) -> str:
+        try:
+            return answer_line(row, await self._answer(make_request(row, self._job.defaults, self._tokenizer)))
+        except (InputError, StepError) as error:
+            return answer_line(row, None, error)
+
+    async def _answer(self, request: Request) -> Report:
+        async with aclosing(self._loop.decode(request)) as messages:
+            async for message in messages:
+                for event in message.events:
+                    if isinstance(event, Finished):
+                        return event.report
+        raise ReplicaError(f"row {request.id}: the answer ended before its report")
+
+
+def to_record(row: Row) -> dict[str, Any]:
+    """A row as it travels to a worker: one string, so that no column's type depends on what rows hold."""
+    return {"row": json.dumps(asdict(row), default=str)}
