@@ -6,9 +6,17 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
 
-from pasta_ray.actors.messages import ClusterHealth, ReplicaDiedError, ReplicaHealth, ReplicaState, ReplicaStats
-from pasta_ray.engine.messages import BranchClosed, Events, Finished, PromiseOpened, Request
+from pasta_ray.actors.messages import (
+    ClusterHealth,
+    CoordinatorStats,
+    ReplicaDiedError,
+    ReplicaHealth,
+    ReplicaState,
+    ReplicaStats,
+)
+from pasta_ray.engine.messages import BranchClosed, Events, Finished, PromiseOpened, Report, Request
 from pasta_ray.errors import OverloadedError, ReplicaError
+from pasta_ray.logs import fields
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +45,7 @@ class _Member:
         self.replica = replica
         self.state: ReplicaState = "starting"
         self.error: str | None = None
+        self.one_row_step_s = 0.0
         self.branches: dict[str, int] = {}
 
     @property
@@ -62,7 +71,8 @@ class Coordinator:
     ) -> None:
         self._members = [_Member(replica) for replica in replicas]
         self._max_queued = max_queued
-        self._num_queued = 0
+        self._num_queued = self._num_ongoing = 0
+        self._num_rejected = self._num_cancelled = self._num_deaths = 0
         self._free = asyncio.Semaphore(max_ongoing)
         self._check_period_s = check_period_s
         self._watches = [asyncio.create_task(self._watch(member)) for member in self._members]
@@ -72,7 +82,7 @@ class Coordinator:
 
         Raises OverloadedError above the queue's bound, ReplicaError without a ready replica, and the decoder's errors.
         """
-        async with self._admitted():
+        async with self._admitted(request):
             tried: list[_Member] = []
             while True:
                 member = self._pick(tried)
@@ -86,7 +96,11 @@ class Coordinator:
                 except ReplicaDiedError as error:
                     member.state = "starting"
                     tried.append(member)
-                    logger.warning("replica %s died: %s", member.replica.name, error)
+                    self._num_deaths += 1
+                    told = fields(
+                        trace=request.trace, request=request.id, replica=member.replica.name, error=str(error)
+                    )
+                    logger.warning("replica died", extra=told)
                     if started or len(tried) == MAX_TRIES or not self._ready(tried):
                         raise ReplicaError(
                             f"replica {member.replica.name} died while it answered; try again"
@@ -94,6 +108,21 @@ class Coordinator:
 
     def health(self) -> ClusterHealth:
         return ClusterHealth(tuple(member.health() for member in self._members))
+
+    def stats(self) -> CoordinatorStats:
+        return CoordinatorStats(
+            len(self._ready(())),
+            self._num_ongoing,
+            self._num_queued,
+            self._num_rejected,
+            self._num_cancelled,
+            self._num_deaths,
+        )
+
+    def one_row_step_s(self, report: Report) -> float | None:
+        """Seconds of a step of a single row on the replica of the answer's main branch; None before there was one."""
+        name = report.branches[0].replica
+        return next((m.one_row_step_s for m in self._members if m.replica.name == name and m.one_row_step_s), None)
 
     async def close(self) -> None:
         for watch in self._watches:
@@ -124,17 +153,24 @@ class Coordinator:
         return [member for member in self._members if member.state == "ready" and member not in tried]
 
     @asynccontextmanager
-    async def _admitted(self) -> AsyncIterator[None]:
+    async def _admitted(self, request: Request) -> AsyncIterator[None]:
         if self._free.locked() and self._num_queued >= self._max_queued:
+            self._num_rejected += 1
             raise OverloadedError(f"{self._num_queued} requests are waiting, which is the limit; try again later")
         self._num_queued += 1
         try:
             await self._free.acquire()
         finally:
             self._num_queued -= 1
+        self._num_ongoing += 1
         try:
             yield
+        except (asyncio.CancelledError, GeneratorExit):
+            self._num_cancelled += 1
+            logger.info("cancelled", extra=fields(trace=request.trace, request=request.id))
+            raise
         finally:
+            self._num_ongoing -= 1
             self._free.release()
 
     async def _watch(self, member: _Member) -> None:
@@ -142,15 +178,15 @@ class Coordinator:
         while member.state != "failed":
             try:
                 async with asyncio.timeout(PING_TIMEOUT_S):  # not wait_for, which can swallow a cancellation in 3.11
-                    await member.replica.ping()
+                    member.one_row_step_s = (await member.replica.ping()).one_row_step_s
                 member.state, member.error = "ready", None
             except (ReplicaDiedError, TimeoutError) as error:
                 member.state, member.error = "starting", str(error) or None
             except ReplicaError as error:
-                logger.warning("restarting replica %s: %s", member.replica.name, error)
+                logger.warning("restarting replica", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "starting", str(error)
                 member.replica.restart()
             except Exception as error:  # reported by `health`: the replica's constructor failed for good
-                logger.error("replica %s cannot start: %s", member.replica.name, error)
+                logger.error("replica cannot start", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "failed", str(error)
             await asyncio.sleep(self._check_period_s)

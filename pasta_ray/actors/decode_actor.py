@@ -7,8 +7,10 @@ import ray
 
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
+from pasta_ray.actors.metrics import REPLICA, Publisher
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ModelError, PastaError
+from pasta_ray.logs import LogConfig, configure
 
 MAX_STREAMS = 1000
 UNREAD_MESSAGES = 8
@@ -18,7 +20,9 @@ UNREAD_MESSAGES = 8
 class DecodeActor:
     """``control`` calls have their own event loop, so they are answered at once however many streams are open."""
 
-    def __init__(self, make_decoder: DecoderFactory, replica: str) -> None:
+    def __init__(self, make_decoder: DecoderFactory, replica: str, log: LogConfig) -> None:
+        configure(log)
+        self._metrics = Publisher(REPLICA, ("replica",))
         self._failure: PastaError | None = None
         try:
             self._loop = DecodeLoop(make_decoder, replica)
@@ -44,8 +48,11 @@ class DecodeActor:
     @ray.method(concurrency_group="control")
     async def ping(self) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
-        PastaError from one whose decoder cannot be made."""
+        PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
+        its metrics are brought up to date."""
         if self._failure is not None:
             raise self._failure
         self._loop.check()
-        return self._loop.stats()
+        stats = self._loop.stats()
+        self._metrics.publish(stats, replica=stats.replica)
+        return stats

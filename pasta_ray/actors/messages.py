@@ -1,7 +1,7 @@
 """What crosses an actor's boundary beside `engine.messages`: how a cluster is made, and how it is doing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from pasta_ray.engine.messages import Counters, Events, Request
@@ -50,7 +50,7 @@ class ClusterSpec:
     max_ongoing: int = 64
     max_queued: int = 256
     check_period_s: float = 2.0
-    log: LogConfig = LogConfig()
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0)):
@@ -67,7 +67,7 @@ class ReplicaStats:
     num_requests: int
     num_branches: int
     num_slots: int
-    counters: Counters = Counters()
+    counters: Counters = field(default_factory=Counters)
     step_s: float = 0.0
     one_row_step_s: float = 0.0
 

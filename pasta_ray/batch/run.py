@@ -2,6 +2,7 @@
 
 import logging
 import math
+import pickle
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from pasta_ray.batch.attempts import start_attempts
 from pasta_ray.batch.journal import Journal
 from pasta_ray.batch.rows import Row, answer_line, read_rows
 from pasta_ray.batch.worker import Job, Worker, to_record
-from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.errors import InputError, ReplicaError
 
 MAX_TASKS = 10_000
-MAX_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Progress:
 def run_batch(prompts: Path, out: Path, job: Job, pool: Pool) -> Iterator[Progress]:
     """Answer the rows that ``out`` has no answer of yet, and say how far that is, first before anything is decoded.
 
-    Needs a Ray that runs. Raises InputError for files that do not fit each other, ReplicaError where workers die
-    again and again; what has been answered by then stays.
+    Needs a Ray that runs. Raises InputError for files that do not fit each other, and what ends all workers, such as a
+    model that cannot be loaded; what has been answered by then stays.
     """
     rows = list(read_rows(prompts))
     with Journal(out).writing() as journal:
@@ -93,7 +94,7 @@ def _answers(rows: Sequence[Row], job: Job, pool: Pool) -> Iterator[str]:
     try:
         yield from _decoded(sound, job, pool)
     except RayError as error:
-        raise _translated(error) from error
+        raise ReplicaError(f"the workers failed: {str(error).strip().splitlines()[-1]}") from error
 
 
 def _decoded(rows: Sequence[Row], job: Job, pool: Pool) -> Iterator[str]:
@@ -110,7 +111,7 @@ def _decoded(rows: Sequence[Row], job: Job, pool: Pool) -> Iterator[str]:
             Worker,
             batch_size=None,
             batch_format="numpy",
-            fn_constructor_args=(job,),
+            fn_constructor_args=(job, start_attempts()),
             compute=ray.data.ActorPoolStrategy(
                 size=min(pool.num_workers, len(rows)),
                 max_tasks_in_flight_per_actor=in_flight,
@@ -118,19 +119,16 @@ def _decoded(rows: Sequence[Row], job: Job, pool: Pool) -> Iterator[str]:
             ),
             num_cpus=pool.cpus_per_worker,
             num_gpus=pool.gpus_per_worker or None,
-            ray_remote_args_fn=_bounded_retries,
             runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
         )
     )
     dataset.context.enable_progress_bars = False
     batches: Iterable[dict[str, Any]] = dataset.iter_batches(prefetch_batches=0, batch_size=None)
     for batch in batches:
-        yield from map(str, batch["line"])
-
-
-def _bounded_retries() -> dict[str, Any]:
-    """A row that takes its process with it must not do so for ever."""
-    return {"max_task_retries": MAX_RETRIES}
+        for line, raised in zip(batch["line"], batch["raised"], strict=True):
+            if raised:
+                raise pickle.loads(raised)
+            yield str(line)
 
 
 def _check_room(pool: Pool) -> None:
@@ -139,14 +137,3 @@ def _check_room(pool: Pool) -> None:
         needed = pool.num_workers * each
         if there.get(name, 0) < needed:
             raise InputError(f"{pool.num_workers} workers need {needed:g} {name}s; this Ray has {there.get(name, 0):g}")
-
-
-def _translated(error: BaseException) -> PastaError:
-    """Ray's error without its tracebacks: ours, where one of ours is its cause."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PastaError):
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return ReplicaError(f"the workers failed: {lines[-1] if lines else type(error).__name__}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import pickle
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
@@ -13,9 +14,10 @@ import ray
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.loading import TokenizerLike
 from pasta_ray.actors.messages import DecoderFactory, StepError
+from pasta_ray.batch.attempts import FatalRowError, Suspicion
 from pasta_ray.batch.rows import Defaults, Row, answer_line, make_request
 from pasta_ray.engine.messages import Finished, Report, Request
-from pasta_ray.errors import InputError, ReplicaError
+from pasta_ray.errors import InputError, PastaError, ReplicaError
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Job:
 
 class Worker:
     """A class for Ray Data's asynchronous `map_batches`: its calls run side by side, and their rows share the engine's
-    steps. A row that the engine refuses, or whose decoding fails, has that as its answer; an engine that is broken
-    ends the job. It is made at the first call: what that raises ends the job at once, as it was raised."""
+    steps. A row that the engine refuses, whose decoding fails, or that kills its process, has that as its answer; an
+    engine that is broken, or cannot be made, is an error that travels to the driver as a result: raised here, it would
+    arrive as one of Ray Data's."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, attempts: Any) -> None:
         self._job = job
+        self._attempts = attempts
 
     @cached_property
     def _loop(self) -> DecodeLoop:
@@ -41,17 +45,27 @@ class Worker:
         return DecodeLoop(self._job.make_decoder, name)
 
     @cached_property
+    def _suspicion(self) -> Suspicion:
+        return Suspicion(self._attempts)
+
+    @cached_property
     def _tokenizer(self) -> TokenizerLike:
         return self._job.make_tokenizer()
 
-    async def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        self._loop.check()
-        return {"line": list(await asyncio.gather(*(self._line(Row(**json.loads(row))) for row in batch["row"])))}
+    async def __call__(self, batch: Mapping[str, Sequence[str]]) -> dict[str, list[Any]]:
+        try:
+            self._loop.check()
+            lines = await asyncio.gather(*(self._line(Row(**json.loads(row))) for row in batch["row"]))
+        except PastaError as error:
+            return {"line": [""], "raised": [pickle.dumps(error)]}
+        return {"line": lines, "raised": [b""] * len(lines)}
 
     async def _line(self, row: Row) -> str:
         try:
-            return answer_line(row, await self._answer(make_request(row, self._job.defaults, self._tokenizer)))
-        except (InputError, StepError) as error:
+            request = make_request(row, self._job.defaults, self._tokenizer)
+            async with self._suspicion.attempt(row.number):
+                return answer_line(row, await self._answer(request))
+        except (InputError, StepError, FatalRowError) as error:
             return answer_line(row, None, error)
 
     async def _answer(self, request: Request) -> Report:

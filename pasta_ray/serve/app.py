@@ -1,6 +1,5 @@
 """The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
 
-import logging
 import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -15,8 +14,10 @@ from pasta_ray.actors.loading import LoadDecoder, LoadModels, LoadTokenizer, Tok
 from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, DecoderFactory, ReplicaDiedError
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ReplicaError
+from pasta_ray.logs import configure
 from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
 from pasta_ray.serve.http import create_app
+from pasta_ray.serve.metrics import RayMeter, cluster_metrics
 from pasta_ray.serve.models import Models, read_models
 from pasta_ray.serve.security import read_keys
 from pasta_ray.serve.service import Service
@@ -53,6 +54,7 @@ def make_app(
         gpus_per_replica=config.gpus_per_replica,
         max_ongoing=config.max_ongoing_requests,
         max_queued=config.max_queued_requests,
+        log=config.log,
     )
     admitted = config.max_ongoing_requests + config.max_queued_requests + PROXY_HEADROOM
     deployment = serve.deployment(
@@ -82,14 +84,12 @@ class Ingress:
         make_tokenizer: Callable[[], TokenizerLike],
         keys: frozenset[str] = frozenset(),
     ) -> None:
-        logger = logging.getLogger("pasta_ray")
-        logger.setLevel(logging.INFO)
-        logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
+        configure(config.log)
         self._service = Service(config, models, ServedCluster(), make_tokenizer())
         self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._keys)
+        return create_app(self._service, self._keys, RayMeter(), cluster_metrics)
 
 
 class ServedCluster:

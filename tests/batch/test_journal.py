@@ -30,7 +30,8 @@ def test_a_kill_at_any_byte_loses_the_torn_answer_and_no_other(tmp_path: Path) -
     write(path, *lines)
     whole = path.read_bytes()
     assert [json.loads(each)["row"] for each in whole.splitlines()] == [0, 1, 2]
-    for cut in range(len(whole) + 1):
+    ends = [place + step for place, byte in enumerate(whole) if byte == ord("\n") for step in (-1, 0, 1)]
+    for cut in {*range(0, len(whole), 13), *ends}:
         path.write_bytes(whole[:cut])
         done = Journal(path).done
         assert done == {number: f"p{number}" for number in range(whole[:cut].count(b"\n"))}
