@@ -8,6 +8,7 @@ process.
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,8 +63,14 @@ class TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
-        told = "".join(f" {name}={value}" for name, value in getattr(record, "fields", {}).items())
+        told = "".join(f" {name}={_word(value)}" for name, value in getattr(record, "fields", {}).items())
         return super().formatMessage(record) + told
+
+
+def _word(value: object) -> str:
+    """Quoted where it could be taken for something else: a user's text must not look like a line of ours."""
+    text = str(value)
+    return text if re.fullmatch(r"[\w.:/#+-]+", text, re.ASCII) else repr(text)
 
 
 def configure(config: LogConfig) -> None:

@@ -85,11 +85,11 @@ class Ingress:
         keys: frozenset[str] = frozenset(),
     ) -> None:
         configure(config.log)
-        self._service = Service(config, models, ServedCluster(), make_tokenizer())
+        self._service = Service(config, models, ServedCluster(), make_tokenizer(), RayMeter())
         self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._keys, RayMeter(), cluster_metrics)
+        return create_app(self._service, self._keys, cluster_metrics, behind_serve=True)
 
 
 class ServedCluster:

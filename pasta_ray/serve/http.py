@@ -12,7 +12,6 @@ from fastapi.responses import JSONResponse, Response
 from pasta_ray.engine.messages import Request
 from pasta_ray.errors import NotFoundError
 from pasta_ray.serve.errors import add_error_handlers
-from pasta_ray.serve.metrics import Meter
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
@@ -24,19 +23,18 @@ from pasta_ray.serve.tracing import Tracing
 def create_app(
     service: Service,
     keys: frozenset[str] = frozenset(),
-    meter: Meter | None = None,
     metrics: Callable[[], Awaitable[str]] | None = None,
+    behind_serve: bool = False,
 ) -> FastAPI:
-    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it, ``metrics`` gives the page
-    of /metrics, and ``meter`` is told of every response and answer."""
-    meter = service.meter = meter or service.meter
+    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it, ``metrics`` gives the
+    page of /metrics. ``behind_serve``: Ray Serve's proxy returns the request's id, so that we must not."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
-    app.add_middleware(Tracing, meter=meter)
+    app.add_middleware(Tracing, meter=service.meter, returns_id=not behind_serve)
     started = int(time.time())
 
     @app.post("/v1/chat/completions")

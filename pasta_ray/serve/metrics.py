@@ -80,7 +80,7 @@ async def cluster_metrics() -> str:
     is left out, and a comment says so."""
     import ray
 
-    nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, Any]] = await asyncio.to_thread(ray.nodes)
     places = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
     async with httpx.AsyncClient(timeout=AGENT_TIMEOUT_S) as client:
         pages = await asyncio.gather(*(_page(client, place) for place in places))

@@ -46,10 +46,17 @@ class News:
 class Service:
     """The served models, which share limits, tokenizer and replicas."""
 
-    def __init__(self, config: ServeConfig, models: Models, backend: Backend, tokenizer: TokenizerLike) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Models,
+        backend: Backend,
+        tokenizer: TokenizerLike,
+        meter: Meter | None = None,
+    ) -> None:
         self.config = config
         self.models = models
-        self.meter: Meter = NoMeter()
+        self.meter = meter or NoMeter()
         self._backend = backend
         self._tokenizer = tokenizer
 

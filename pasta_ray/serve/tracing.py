@@ -1,4 +1,4 @@
-"""One id from a client's call to each branch's line in the log: `x-request-id`, theirs or ours, in request and answer."""
+"""One id from a call to each branch's line in the log: the client's `x-request-id`, or one of ours, which it is told."""
 
 import logging
 import re
@@ -31,11 +31,12 @@ def read_trace(told: str | None) -> str:
 
 
 class Tracing:
-    """Outermost: names a request, returns the name, and counts and logs what became of it."""
+    """Outermost: names a request, returns the name unless a proxy does, and counts and logs what became of it."""
 
-    def __init__(self, app: ASGIApp, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, meter: Meter, returns_id: bool = True) -> None:
         self._app = app
         self._meter = meter
+        self._returns_id = returns_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,11 +51,15 @@ class Tracing:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[HEADER] = trace
+                if self._returns_id:
+                    MutableHeaders(scope=message)[HEADER] = trace
             await send(message)
 
         try:
             await self._app(scope, receive, traced)
+        except Exception:
+            status = status or 500  # which is answered outside of us
+            raise
         finally:
             _trace.reset(token)
             self._meter.response(path if status not in (404, 405) else "other", status)
