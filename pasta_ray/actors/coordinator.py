@@ -82,7 +82,7 @@ class Coordinator:
 
         Raises OverloadedError above the queue's bound, ReplicaError without a ready replica, and the decoder's errors.
         """
-        async with self._admitted(request):
+        async with self._admitted():
             tried: list[_Member] = []
             while True:
                 member = self._pick(tried)
@@ -138,6 +138,11 @@ class Coordinator:
                     member.count(message)
                     finished = any(isinstance(event, Finished) for event in message.events)
                     yield message
+        except (asyncio.CancelledError, GeneratorExit):
+            if not finished:  # a reader may also leave because it has all that it wants
+                self._num_cancelled += 1
+                logger.info("cancelled", extra=fields(trace=request.trace, request=request.id))
+            raise
         finally:
             del member.branches[request.id]
         if not finished:
@@ -153,7 +158,7 @@ class Coordinator:
         return [member for member in self._members if member.state == "ready" and member not in tried]
 
     @asynccontextmanager
-    async def _admitted(self, request: Request) -> AsyncIterator[None]:
+    async def _admitted(self) -> AsyncIterator[None]:
         if self._free.locked() and self._num_queued >= self._max_queued:
             self._num_rejected += 1
             raise OverloadedError(f"{self._num_queued} requests are waiting, which is the limit; try again later")
@@ -165,10 +170,6 @@ class Coordinator:
         self._num_ongoing += 1
         try:
             yield
-        except (asyncio.CancelledError, GeneratorExit):
-            self._num_cancelled += 1
-            logger.info("cancelled", extra=fields(trace=request.trace, request=request.id))
-            raise
         finally:
             self._num_ongoing -= 1
             self._free.release()

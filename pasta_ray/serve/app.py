@@ -62,6 +62,7 @@ def make_app(
         num_replicas=config.num_ingress,
         max_ongoing_requests=admitted,  # the coordinator sheds load, with a status and a reason; Serve should not
         ray_actor_options={"num_cpus": 0},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # we log responses, with their ids
         deployment_actors=[
             DeploymentActorConfig(
                 name=COORDINATOR_NAME,

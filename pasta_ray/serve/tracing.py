@@ -1,4 +1,4 @@
-"""One id from a call to each branch's line in the log: the client's `x-request-id`, or one of ours, which it is told."""
+"""One id from a call to each branch's line in the log: the client's `x-request-id`, or one of ours that it is told."""
 
 import logging
 import re
