@@ -8,7 +8,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
@@ -16,6 +16,7 @@ from typing import Any
 
 from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
 from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Request
+from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 from pasta_ray.logs import fields
 
@@ -30,12 +31,13 @@ class _Stream:
         self._request_id = request.id
         self._loop = asyncio.get_running_loop()
         self._unread: list[Event] = []
+        self._steps: list[Step] = []
         self._error: PastaError | None = None
         self._ended = False
         self._changed = asyncio.Event()
 
-    def put(self, events: Sequence[Event]) -> None:
-        self._call(self._add, events)
+    def put(self, message: Events) -> None:
+        self._call(self._add, message)
 
     def fail(self, error: PastaError) -> None:
         self._call(self._fail, error)
@@ -51,16 +53,18 @@ class _Stream:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
-        events, self._unread = tuple(self._unread), []
-        return Events(self._request_id, events)
+        message = Events(self._request_id, tuple(self._unread), tuple(self._steps))
+        self._unread, self._steps = [], []
+        return message
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, argument)
 
-    def _add(self, events: Sequence[Event]) -> None:
-        self._unread += events
-        self._ended = any(isinstance(event, Finished) for event in events)
+    def _add(self, message: Events) -> None:
+        self._unread += message.events
+        self._steps += message.steps
+        self._ended = any(isinstance(event, Finished) for event in message.events)
         self._changed.set()
 
     def _fail(self, error: PastaError) -> None:
@@ -76,7 +80,10 @@ class _Submit:
 
 @dataclass(frozen=True)
 class _Cancel:
+    """Of the request that ``stream`` reads, or without one, whoever reads it."""
+
     request_id: str
+    stream: _Stream | None = None
 
 
 class _Stop:
@@ -96,6 +103,7 @@ class DecodeLoop:
         self._streams: dict[str, _Stream] = {}
         self._stopping = False
         self._broken: str | None = None
+        self._num_cancelled = 0
         self._stats = ReplicaStats(replica, 0, 0, 0)
         self._step_s = self._one_row_step_s = 0.0
         made: Future[DecoderLike] = Future()
@@ -117,7 +125,7 @@ class DecodeLoop:
             async for events in stream:
                 yield events
         finally:
-            self.cancel(request.id)
+            self._commands.put(_Cancel(request.id, stream))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request before the next step; one that is unknown or finished is left alone."""
@@ -163,18 +171,20 @@ class DecodeLoop:
             match command:
                 case _Submit(request, stream):
                     self._submit(request, stream)
-                case _Cancel(request_id):
-                    if self._streams.pop(request_id, None) is not None:
-                        self._cancel(request_id)
+                case _Cancel(request_id, stream):
+                    if request_id in self._streams and stream in (None, self._streams[request_id]):
+                        self._give_up(request_id, f"request {request_id!r} was cancelled")
                 case _Stop():
                     self._fail_all(ReplicaError(f"replica {self._replica} was stopped"))
                     return False
             block = False
 
     def _submit(self, request: Request, stream: _Stream) -> None:
-        if request.id in self._streams:
+        if request.id in self._streams and not request.progress.elapsed_s:
             stream.fail(InputError(f"request id {request.id!r} is already being answered"))
             return
+        if request.id in self._streams:  # whoever asked for it is gone, or gave it up for lost
+            self._give_up(request.id, f"request {request.id!r} goes on for another reader")
         try:
             self._decoder.submit(request)
         except PastaError as error:
@@ -195,7 +205,7 @@ class DecodeLoop:
                     continue
                 if logger.isEnabledFor(logging.DEBUG):
                     self._log_branches(stream.trace, message)
-                stream.put(message.events)
+                stream.put(message)
                 if any(isinstance(event, Finished) for event in message.events):
                     del self._streams[message.request_id]
         except Exception as error:  # every consumer hears of it, none waits for ever
@@ -224,6 +234,11 @@ class DecodeLoop:
                 case Finished():
                     logger.debug("decoded", extra=fields(**told, finish_reason=event.report.finish_reason))
 
+    def _give_up(self, request_id: str, why: str) -> None:
+        self._streams.pop(request_id).fail(ReplicaError(why))
+        self._num_cancelled += 1
+        self._cancel(request_id)
+
     def _fail_all(self, error: PastaError) -> None:
         failed, self._streams = self._streams, {}
         for request_id, stream in failed.items():
@@ -244,5 +259,5 @@ class DecodeLoop:
 
     def _count(self) -> None:
         d = self._decoder
-        live = (d.num_requests, d.num_branches, d.num_slots)
+        live = (d.num_requests, d.num_branches, d.num_slots, self._num_cancelled)
         self._stats = ReplicaStats(self._replica, *live, d.counters, self._step_s, self._one_row_step_s)

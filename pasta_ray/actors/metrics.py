@@ -47,6 +47,7 @@ REPLICA: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_steps", "counter", "Forward passes.", lambda s: s.counters.num_steps),
     Metric("pasta_step_seconds", "counter", "Seconds spent in steps.", lambda s: s.step_s),
     Metric("pasta_step_rows", "counter", "Tokens fed in steps.", lambda s: s.counters.num_rows),
+    Metric("pasta_given_up", "counter", "Requests given up before their end.", lambda s: s.num_cancelled),
     Metric("pasta_preemptions", "counter", "Requests that lost their KV.", lambda s: s.counters.num_preemptions),
     Metric("pasta_prefix_tokens", "counter", "Prompt tokens looked up.", lambda s: s.counters.num_prefix_tokens),
     Metric("pasta_prefix_hits", "counter", "Of these, found in the cache.", lambda s: s.counters.num_prefix_hits),
@@ -57,8 +58,10 @@ COORDINATOR: tuple[Metric[CoordinatorStats], ...] = (
     Metric("pasta_ongoing_requests", "gauge", "Requests being decoded.", lambda s: s.num_ongoing),
     Metric("pasta_queued_requests", "gauge", "Requests that wait for their turn.", lambda s: s.num_queued),
     Metric("pasta_rejected", "counter", "Requests refused because the queue is full.", lambda s: s.num_rejected),
+    Metric("pasta_requests", "counter", "Requests that came.", lambda s: s.num_requests),
+    Metric("pasta_finished", "counter", "Requests that ended with their report.", lambda s: s.num_finished),
     Metric("pasta_cancelled", "counter", "Requests whose reader left.", lambda s: s.num_cancelled),
-    Metric("pasta_replica_deaths", "counter", "Replicas that died under a request.", lambda s: s.num_deaths),
+    Metric("pasta_recoveries", "counter", "Requests that went on elsewhere.", lambda s: s.num_recoveries),
 )
 
 

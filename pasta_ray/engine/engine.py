@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from pasta_ray.engine.branch import Branch, Constraint
-from pasta_ray.engine.commit import StepOutput, allowed, commit
+from pasta_ray.engine.commit import StepOutput, accept, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.messages import MAIN_BRANCH, Counters, Sampling
@@ -183,6 +183,7 @@ class Engine:
         self.pool.check_fits(slab.num_slots + len(forced), "the request with this fork")
         row = slab.add_branch(parent.row)
         child = Branch(path, slab, row, parent.next_position, sampling, constraint, keep_logits, parent=parent)
+        child.num_inherited = len(parent.tokens)
         child.append(forced)
         parent.next_position += gap
         self._requests[slab].branches.append(child)
@@ -228,6 +229,24 @@ class Engine:
         room = max(0, self.max_positions - branch.next_position)
         room = self.pool.num_spare(self._requests[branch.slab], self._tenants, room)
         branch.append_draft(allowed(ids[:room], branch.constraint, self.masks, self.vocab_size))
+
+    def recall(self, branch: Branch, tokens: Sequence[int], num_drafted: int = 0) -> StepOutput:
+        """Give the branch what a step gave it once, here or elsewhere: what was pending counts as fed, the constraint
+        moves on, the last of ``tokens`` is pending. Computes nothing: once all is recalled, :meth:`feed_again`."""
+        assert branch.decoding, f"branch {branch.path} samples nothing"
+        self._check_ids(tokens)
+        branch.append_draft(tokens[:-1])
+        branch.mark_fed(branch.num_pending)
+        return StepOutput(branch, accept(branch, tokens), num_drafted, None)
+
+    def feed_again(self, branch: Branch) -> None:
+        """Everything that the branch's request has been fed waits to be fed again, each token with the sight that it
+        had; only then its branches go on. What a branch that samples no more has pending counts as fed."""
+        tenant = self._requests[branch.slab]
+        for other in tenant.branches:
+            if not other.decoding and not other.held:
+                other.mark_fed(other.num_pending)
+        tenant.preempt()
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:
         """Forget all of the branch's tokens but the first ``num_tokens``; their slots are used again."""

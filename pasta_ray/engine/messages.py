@@ -7,6 +7,7 @@ branch's sampling, so a replay gives the same tokens.
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from pasta_ray.engine.progress import Progress, Step
 from pasta_ray.errors import InputError
 
 MAIN_BRANCH = "0"
@@ -41,8 +42,9 @@ class Request:
     answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
     breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
     a replica that holds several by name; one that holds a single model does not read it. The answer ends before the
-    first of the strings in ``stop`` that its text, read in document order, comes to. ``trace`` names in logs the call
-    that the request belongs to.
+    first of the strings in ``stop`` that its text, read in document order, comes to. An answer that has been begun is
+    gone on with from its ``progress``, and gives no event of that again. ``trace`` names in logs the call that the
+    request belongs to.
     """
 
     id: str
@@ -57,6 +59,7 @@ class Request:
     constrained: bool = True
     model: str = ""
     stop: tuple[str, ...] = ()
+    progress: Progress = field(default_factory=Progress)
     trace: str = ""
 
     def __post_init__(self) -> None:
@@ -187,10 +190,12 @@ Event = PromiseOpened | Delta | BranchClosed | Synced | Finished
 
 @dataclass(frozen=True)
 class Events:
-    """All events of one request in one step: the unit that travels between processes."""
+    """All events of one request in one step: the unit that travels between processes. ``steps`` are those that have led
+    to the events since the last message: what :class:`Progress` is made of."""
 
     request_id: str
     events: tuple[Event, ...]
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,9 @@ def test_totals_become_increases_and_a_new_process_begins_anew() -> None:
     recorded = Recorded()
     publisher = Publisher(REPLICA, ("replica",), recorded.make)
     for replica, steps in (("r0", 5), ("r1", 3), ("r0", 5), ("r0", 9), ("r0", 2)):
-        publisher.publish(ReplicaStats(replica, 0, 0, 0, Counters(num_steps=steps, kv_bytes=7)), replica=replica)
+        publisher.publish(
+            ReplicaStats(replica, 0, 0, 0, counters=Counters(num_steps=steps, kv_bytes=7)), replica=replica
+        )
     assert recorded.told["pasta_steps"] == [5, 3, 4, 2]
     assert recorded.told["pasta_kv_bytes"] == [7] * 5
     assert "pasta_preemptions" not in recorded.told
@@ -83,7 +85,7 @@ def test_totals_become_increases_and_a_new_process_begins_anew() -> None:
 def test_every_fact_of_the_statistics_is_published() -> None:
     """Guards a field that is counted and shown nowhere."""
     counters = Counters(*range(101, 101 + len(Counters.__dataclass_fields__)))
-    replica = ReplicaStats("r0", 1, 2, 3, counters, 4.5, 0.25)
+    replica = ReplicaStats("r0", 1, 2, 3, 4, counters, 4.5, 0.25)
     recorded = Recorded()
     Publisher(REPLICA, ("replica",), recorded.make).publish(replica, replica="r0")
     facts = [v for v in {**vars(replica), **vars(counters)}.values() if isinstance(v, int | float)]
