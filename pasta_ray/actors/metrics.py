@@ -43,7 +43,7 @@ REPLICA: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_replica_slots", "gauge", "KV slots in use.", lambda s: s.num_slots),
     Metric("pasta_kv_bytes", "gauge", "KV bytes held by requests.", lambda s: s.counters.kv_bytes),
     Metric("pasta_waiting_requests", "gauge", "Requests that wait for KV room.", lambda s: s.counters.num_waiting),
-    Metric("pasta_one_row_step_s", "gauge", "Seconds of a step of a single row.", lambda s: s.one_row_step_s),
+    Metric("pasta_one_row_step_seconds", "gauge", "Seconds of a step of a single row.", lambda s: s.one_row_step_s),
     Metric("pasta_steps", "counter", "Forward passes.", lambda s: s.counters.num_steps),
     Metric("pasta_step_seconds", "counter", "Seconds spent in steps.", lambda s: s.step_s),
     Metric("pasta_step_rows", "counter", "Tokens fed in steps.", lambda s: s.counters.num_rows),

@@ -32,9 +32,9 @@ class Served:
 
 
 SERVED: tuple[Metric[Served], ...] = (
-    Metric("pasta_ttft_s", "histogram", "Seconds to the first visible text.", lambda s: s.ttft_s, SECONDS),
-    Metric("pasta_token_s", "histogram", "Seconds a visible token after it.", lambda s: s.token_s, TOKEN_SECONDS),
-    Metric("pasta_answer_s", "histogram", "Seconds to the end of an answer.", lambda s: s.wall_s, SECONDS),
+    Metric("pasta_ttft_seconds", "histogram", "Seconds to the first visible text.", lambda s: s.ttft_s, SECONDS),
+    Metric("pasta_token_seconds", "histogram", "Seconds a visible token after it.", lambda s: s.token_s, TOKEN_SECONDS),
+    Metric("pasta_answer_seconds", "histogram", "Seconds to the end of an answer.", lambda s: s.wall_s, SECONDS),
 )
 ENDED: tuple[Metric[int], ...] = (Metric("pasta_answers", "counter", "Choices, by how they ended.", lambda n: n),)
 RESPONSES: tuple[Metric[int], ...] = (Metric("pasta_responses", "counter", "HTTP responses by status.", lambda n: n),)

@@ -110,16 +110,16 @@ async def test_the_metrics_page_is_text_for_prometheus() -> None:
 
 def test_pages_of_several_nodes_are_one_valid_page() -> None:
     """Guards Prometheus against a family in two places, which it refuses, and others' metrics on our page."""
-    head = "# HELP ray_pasta_ttft_s Seconds.\n# TYPE ray_pasta_ttft_s histogram\n"
+    head = "# HELP ray_pasta_ttft_seconds Seconds.\n# TYPE ray_pasta_ttft_seconds histogram\n"
     other = "# HELP ray_tasks t\n# TYPE ray_tasks gauge\nray_tasks 5\n"
-    one = f'{other}{head}ray_pasta_ttft_s_bucket{{le="1"}} 2\nray_pasta_ttft_s_count 2\n'
-    two = f'{head}ray_pasta_ttft_s_bucket{{le="1",n="2"}} 3\nray_pasta_ttft_s_count{{n="2"}} 3\n{other}'
+    one = f'{other}{head}ray_pasta_ttft_seconds_bucket{{le="1"}} 2\nray_pasta_ttft_seconds_count 2\n'
+    two = f'{head}ray_pasta_ttft_seconds_bucket{{le="1",n="2"}} 3\nray_pasta_ttft_seconds_count{{n="2"}} 3\n{other}'
     assert merged_pages([one, "# 10.0.0.9:1: ConnectError: no", two]).splitlines() == [
         "# 10.0.0.9:1: ConnectError: no",
-        "# HELP ray_pasta_ttft_s Seconds.",
-        "# TYPE ray_pasta_ttft_s histogram",
-        'ray_pasta_ttft_s_bucket{le="1"} 2',
-        "ray_pasta_ttft_s_count 2",
-        'ray_pasta_ttft_s_bucket{le="1",n="2"} 3',
-        'ray_pasta_ttft_s_count{n="2"} 3',
+        "# HELP ray_pasta_ttft_seconds Seconds.",
+        "# TYPE ray_pasta_ttft_seconds histogram",
+        'ray_pasta_ttft_seconds_bucket{le="1"} 2',
+        "ray_pasta_ttft_seconds_count 2",
+        'ray_pasta_ttft_seconds_bucket{le="1",n="2"} 3',
+        'ray_pasta_ttft_seconds_count{n="2"} 3',
     ]
