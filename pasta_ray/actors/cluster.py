@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 import ray
@@ -10,14 +10,14 @@ import ray
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeActor
 from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, CoordinatorStats, ReplicaDiedError, ReplicaStats
-from pasta_ray.actors.metrics import ANSWER, COORDINATOR, Answer, Publisher
+from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, Answer, Publisher
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
 from pasta_ray.engine.messages import Events, Finished, Request
 from pasta_ray.errors import ReplicaError
 from pasta_ray.logs import configure
 
-NAME = "the coordinator"
+COORDINATOR = "the coordinator"
 COORDINATOR_OPTIONS = {"num_cpus": 0, "max_concurrency": 2000}
 NAMESPACE = "pasta_ray"
 """Of the replicas' names."""
@@ -55,12 +55,13 @@ class CoordinatorActor:
     def __init__(self, spec: ClusterSpec) -> None:
         configure(spec.log)
         self._spec = spec
-        self._answers = Publisher(ANSWER, ("model", "method"))
-        self._load = Publisher(COORDINATOR)
+        self._answers = Publisher(ANSWER_METRICS, ("model", "method"))
+        self._load = Publisher(COORDINATOR_METRICS)
         context = ray.get_runtime_context()
-        cluster = context.get_actor_name() or context.get_actor_id()
+        cluster = context.get_actor_name() or str(context.get_actor_id())
         self._replicas = [start_replica(spec, cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
+        context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
 
     @property
     def _coordinator(self) -> Coordinator:
@@ -96,6 +97,9 @@ class CoordinatorActor:
 
     async def counts(self) -> CoordinatorStats:
         return self._coordinator.stats()
+
+    async def end_replicas(self) -> None:
+        self.__ray_shutdown__()
 
     def __ray_shutdown__(self) -> None:
         """Called by Ray where the actor ends as it should, not where its process dies."""
@@ -139,6 +143,11 @@ class Cluster:
         counts: CoordinatorStats = await self._ask("counts")
         return counts
 
+    async def end(self) -> None:
+        """End the replicas at once, for a reader that ends before Ray would come to it."""
+        with suppress(ReplicaError):
+            await self._ask("end_replicas")
+
     async def wait_ready(self, timeout_s: float = 300.0) -> None:
         """Return when a replica can decode; ReplicaError when none will."""
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -150,14 +159,13 @@ class Cluster:
             await asyncio.sleep(POLL_S)
 
     async def _attempt(self, request: Request) -> AsyncGenerator[Events, None]:
-        if self._found is None:
-            await self._reach()
-        async with aclosing(stream(self._found, NAME, request)) as messages:
+        coordinator = self._found or await self._reach()
+        async with aclosing(stream(coordinator, COORDINATOR, request)) as messages:
             async for message in messages:
                 yield message
 
-    async def _reach(self) -> None:
-        """Wait for a coordinator that answers."""
+    async def _reach(self) -> Any:
+        """A coordinator that answers, once there is one."""
         deadline = asyncio.get_running_loop().time() + self._wait_s
         while True:
             try:
@@ -166,8 +174,8 @@ class Cluster:
                 if asyncio.get_running_loop().time() > deadline:
                     raise ReplicaError(f"no coordinator within {self._wait_s:g} s: {error}") from None
                 await asyncio.sleep(POLL_S)
-            else:
-                return
+            if self._found is not None:
+                return self._found
 
     async def _ask(self, method: str) -> Any:
         """Raises ReplicaDiedError where the coordinator is gone, ReplicaError where there is none."""
@@ -177,7 +185,7 @@ class Cluster:
             except ValueError as error:
                 raise ReplicaError("the coordinator is starting; try again") from error
         try:
-            return await call(getattr(self._found, method), NAME)
+            return await call(getattr(self._found, method), COORDINATOR)
         except ReplicaDiedError:
             self._forget()
             raise

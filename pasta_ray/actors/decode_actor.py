@@ -9,7 +9,7 @@ import ray
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.lease import Lease
 from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
-from pasta_ray.actors.metrics import REPLICA, Publisher
+from pasta_ray.actors.metrics import REPLICA_METRICS, Publisher
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ModelError, PastaError
 from pasta_ray.logs import LogConfig, configure
@@ -30,7 +30,7 @@ class DecodeActor:
         self, make_decoder: DecoderFactory, replica: str, orphan_s: float = math.inf, log: LogConfig | None = None
     ) -> None:
         configure(log or LogConfig())
-        self._metrics = Publisher(REPLICA, ("replica",))
+        self._metrics = Publisher(REPLICA_METRICS, ("replica",))
         self._failure: PastaError | None = None
         try:
             self._loop = DecodeLoop(make_decoder, replica)

@@ -37,7 +37,7 @@ class Metric(Generic[Source]):
         return f"{EXPORT_PREFIX}{self.name}" + ("_total" if self.kind == "counter" else "")
 
 
-REPLICA: tuple[Metric[ReplicaStats], ...] = (
+REPLICA_METRICS: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_replica_requests", "gauge", "Requests in the replica's batch.", lambda s: s.num_requests),
     Metric("pasta_replica_branches", "gauge", "Live branches of all requests.", lambda s: s.num_branches),
     Metric("pasta_replica_slots", "gauge", "KV slots in use.", lambda s: s.num_slots),
@@ -53,7 +53,7 @@ REPLICA: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_prefix_hits", "counter", "Of these, found in the cache.", lambda s: s.counters.num_prefix_hits),
 )
 
-COORDINATOR: tuple[Metric[CoordinatorStats], ...] = (
+COORDINATOR_METRICS: tuple[Metric[CoordinatorStats], ...] = (
     Metric("pasta_ready_replicas", "gauge", "Replicas that can decode.", lambda s: s.num_ready),
     Metric("pasta_ongoing_requests", "gauge", "Requests being decoded.", lambda s: s.num_ongoing),
     Metric("pasta_queued_requests", "gauge", "Requests that wait for their turn.", lambda s: s.num_queued),
@@ -89,7 +89,7 @@ def _bodies(answer: Answer) -> list[Any]:
     return [branch for branch in answer.report.branches if branch.parent is not None]
 
 
-ANSWER: tuple[Metric[Answer], ...] = (
+ANSWER_METRICS: tuple[Metric[Answer], ...] = (
     Metric("pasta_promises", "histogram", "Bodies of an answer.", lambda a: a.report.parallel.num_promises, COUNTS),
     Metric(
         "pasta_branches", "histogram", "Branches at once, at most.", lambda a: a.report.parallel.max_branches, COUNTS

@@ -35,9 +35,8 @@ async def recovered(
     progress, submitted = request.progress, clock() - request.progress.elapsed_s
     num_deaths = 0
     while True:
-        so_far = replace(progress, elapsed_s=clock() - submitted)
         try:
-            async with aclosing(attempt(replace(request, progress=so_far))) as messages:
+            async with aclosing(attempt(request)) as messages:
                 async for message in messages:
                     progress, num_deaths = fold(progress, message), 0
                     yield message
@@ -50,4 +49,5 @@ async def recovered(
                 ) from error
             told = fields(trace=request.trace, request=request.id, steps=len(progress.steps), error=str(error))
             logger.warning("goes on elsewhere", extra=told)
+            request = replace(request, progress=replace(progress, elapsed_s=clock() - submitted))
             on_death()

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ def spec(**options: Any) -> ClusterSpec:
 @pytest.fixture(scope="module")
 def cluster() -> Cluster:
     return Cluster.start(spec(replicas=2))
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Cluster:
+    """For tests in which processes die."""
+    return Cluster.start(spec(replicas=2, max_deaths=1, make_decoder=MakeFakeDecoder(step_s=0.02)))
 
 
 def run(cluster: Cluster, scenario: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -134,52 +141,47 @@ def test_the_decoders_own_errors_arrive_as_they_were_raised(cluster: Cluster) ->
     run(cluster, scenario)
 
 
-def test_a_replicas_death_leaves_no_trace_in_the_answer(tmp_path: Path) -> None:
-    cluster = Cluster.start(spec())
-
+def test_a_replicas_death_leaves_no_trace_in_the_answer(mortal: Cluster, tmp_path: Path) -> None:
     async def scenario() -> None:
         words = f"{tmp_path / 'died'}\nfork some die-once words and no more"
-        answer = await messages(cluster, words)
+        answer = await messages(mortal, words)
         assert (tmp_path / "died").exists()
-        assert deltas(answer) == deltas(await messages(cluster, words))
-        assert (await cluster.counts()).num_recoveries == 1
-        await idle(cluster)
+        assert deltas(answer) == deltas(await messages(mortal, words))
+        assert (await mortal.counts()).num_recoveries == 1
+        await idle(mortal)
 
-    run(cluster, scenario)
+    run(mortal, scenario)
 
 
-def test_a_request_that_kills_its_replica_each_time_is_given_up() -> None:
-    cluster = Cluster.start(spec(max_deaths=1))
-
+def test_a_request_that_kills_its_replica_each_time_is_given_up(mortal: Cluster) -> None:
     async def scenario() -> str:
         with pytest.raises(ReplicaError, match="what answered request a died 2 times in a row"):
-            await messages(cluster, "die")
-        return text(await messages(cluster, "hello again"))
+            await messages(mortal, "die")
+        return text(await messages(mortal, "hello again"))
 
-    assert run(cluster, scenario) == "hello again "
+    assert run(mortal, scenario) == "hello again "
 
 
-def test_a_coordinators_death_leaves_no_trace_and_its_replicas_go_on() -> None:
+def test_a_coordinators_death_leaves_no_trace_and_its_replicas_go_on(mortal: Cluster) -> None:
     """Guards against answers that are lost with the coordinator, and against replicas that must load again for it."""
-    cluster = Cluster.start(spec(replicas=2, make_decoder=MakeFakeDecoder(step_s=0.02)))
 
     async def scenario() -> None:
         words = " ".join(f"w{index}" for index in range(60))
-        undisturbed = await messages(cluster, f"fork {words}", "first", max_tokens=100)
-        before = await pids(cluster)
+        undisturbed = await messages(mortal, f"fork {words}", "first", max_tokens=100)
+        before = await pids(mortal)
         readers = [
-            asyncio.create_task(messages(cluster, f"fork {words}", f"id{index}", max_tokens=100)) for index in range(6)
+            asyncio.create_task(messages(mortal, f"fork {words}", f"id{index}", max_tokens=100)) for index in range(6)
         ]
         await asyncio.sleep(0.3)
         assert not any(reader.done() for reader in readers)
-        os.kill(await pid(cluster._find()), signal.SIGKILL)
+        os.kill(await pid(mortal._find()), signal.SIGKILL)
         for reader in readers:
             assert deltas(await reader) == deltas(undisturbed)
-        assert (await cluster.counts()).num_recoveries == 6
-        assert await pids(cluster) == before
-        await idle(cluster)
+        assert (await mortal.counts()).num_recoveries == 6
+        assert await pids(mortal) == before
+        await idle(mortal)
 
-    run(cluster, scenario)
+    run(mortal, scenario)
 
 
 @ray.remote(num_cpus=0)
@@ -210,31 +212,31 @@ def test_a_readers_death_frees_its_slots_on_every_replica(cluster: Cluster) -> N
     run(cluster, scenario)
 
 
-def test_replicas_end_with_their_cluster() -> None:
+def test_replicas_end_with_their_cluster_and_not_before() -> None:
     """Guards against processes that outlive what they were started for: at once where it ends as it should, after a
-    while where its process was killed for good."""
-    forgotten, killed = Cluster.start(spec()), Cluster.start(spec(orphan_s=1.5))
-    run(forgotten, lambda: pids(forgotten))
-    run(killed, lambda: pids(killed))
-    names = replica_names(forgotten) + replica_names(killed)
+    while where its process was killed for good. One that nobody asks for anything does not end."""
+    clusters = [Cluster.start(spec(orphan_s=60.0)), Cluster.start(spec(orphan_s=1.5))]
+    for cluster in clusters:
+        run(cluster, partial(pids, cluster))
+    names = [name for cluster in clusters for name in replica_names(cluster)]
     assert len(names) == 2
-    ray.kill(killed._find())
-    del forgotten
+    time.sleep(2.5)
+    assert [name for cluster in clusters for name in replica_names(cluster)] == names
+    ray.kill(clusters[1]._find())
+    del clusters, cluster
     for name in names:
         assert ends(name)
 
 
-def test_a_poisoned_replica_is_restarted() -> None:
-    cluster = Cluster.start(spec())
-
+def test_a_poisoned_replica_is_restarted(mortal: Cluster) -> None:
     async def scenario() -> str:
         with pytest.raises(Exception, match="out of luck"):
-            await messages(cluster, "poison")
-        await asyncio.sleep(0.5)
-        await cluster.wait_ready(60)
-        return text(await messages(cluster, "hello again"))
+            await messages(mortal, "poison")
+        while all(replica.state == "ready" for replica in (await mortal.health()).replicas):
+            await asyncio.sleep(0.02)
+        return text(await messages(mortal, "hello again"))
 
-    assert run(cluster, scenario) == "hello again "
+    assert run(mortal, scenario) == "hello again "
 
 
 def test_replicas_that_cannot_start_say_why() -> None:

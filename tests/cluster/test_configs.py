@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pasta_ray.actors.metrics import ANSWER, COORDINATOR, REPLICA, Metric
+from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, REPLICA_METRICS, Metric
 from pasta_ray.engine.weights import shipped_adapters
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.metrics import ENDED, RESPONSES, SERVED
@@ -17,7 +17,14 @@ from pasta_ray.serve.metrics import ENDED, RESPONSES, SERVED
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 LAUNCHED = ("aws.yaml", "gcp.yaml", "onprem.yaml")
-METRICS: tuple[Metric[Any], ...] = (*REPLICA, *COORDINATOR, *ANSWER, *SERVED, *ENDED, *RESPONSES)
+METRICS: tuple[Metric[Any], ...] = (
+    *REPLICA_METRICS,
+    *COORDINATOR_METRICS,
+    *ANSWER_METRICS,
+    *SERVED,
+    *ENDED,
+    *RESPONSES,
+)
 
 
 def load(name: str) -> Any:
@@ -171,7 +178,12 @@ def test_the_dashboard_shows_metrics_that_are_there_and_all_of_them() -> None:
 
 
 def test_the_dashboards_labels_are_those_that_are_published() -> None:
-    by_table = {"model": (ANSWER, SERVED, ENDED), "replica": (REPLICA,), "outcome": (ENDED,), "status": (RESPONSES,)}
+    by_table = {
+        "model": (ANSWER_METRICS, SERVED, ENDED),
+        "replica": (REPLICA_METRICS,),
+        "outcome": (ENDED,),
+        "status": (RESPONSES,),
+    }
     for expression in expressions():
         names = set(re.findall(r"ray_(pasta_\w+?)(?:_bucket|_sum|_count|_total)?\b", expression))
         used = set(re.findall(r"(\w+)=~", expression)) | set(re.findall(r"by \((\w+)\)", expression)) - {"le"}

@@ -18,8 +18,9 @@ from pasta_ray.errors import InputError, ModelError
 from pasta_ray.lang import TagMap
 from pasta_ray.lang.grammar import Phase, PlainGrammar
 from tests.engine.conftest import decode, generate, prompt, save_model
-from tests.engine.test_methods import LETTERS, VOCAB, report, request, run
+from tests.engine.test_methods import VOCAB, report, request, run
 from tests.engine.test_tokenizer import save_tokenizer
+from tests.narrow import LETTERS
 
 DRAFTERS = ("lookup", "same", "other")
 
