@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -32,6 +32,7 @@ class Journal:
         self.num_errors = 0
         if self.out.exists() and self.out != self.path:
             raise InputError(f"{self.out}: is there already, whole; choose another file")
+        self.file: BinaryIO | None = None
         self._offsets: dict[int, int] = {}
         if self.path.exists():
             self._read()
@@ -51,29 +52,15 @@ class Journal:
         if offset < self.path.stat().st_size:
             os.truncate(self.path, offset)
 
-    @contextmanager
-    def writing(self) -> Iterator["Journal"]:
-        """Hold the file, against a second run of the same job. Raises InputError where another run holds it."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise InputError(f"{self.out}: another run is writing it") from None
-        try:
-            with self.path.open("ab") as self._file:
-                yield self
-        finally:
-            lock.release()
-
     def add(self, line: str) -> None:
         """Write one answer, unless its row has one: a worker that was lost may have been asked twice."""
         answer = json.loads(line)
         if answer["row"] in self.done:
             return
-        offset = self._file.tell()
-        self._file.write(line.encode())
-        self._file.flush()
+        assert self.file, "answers are added by who holds the lock"
+        offset = self.file.tell()
+        self.file.write(line.encode())
+        self.file.flush()
         self._count(answer, offset)
 
     def finish(self) -> None:
@@ -89,3 +76,20 @@ class Journal:
         self.done[row] = id_
         self._offsets[row] = offset
         self.num_errors += error is not None
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[Journal]:
+    """The answers that are there, to add to. Raises InputError where another run holds them."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out.with_name(f".{out.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{out}: another run is writing it") from None
+    try:
+        journal = Journal(out)
+        with journal.path.open("ab") as journal.file:
+            yield journal
+    finally:
+        lock.release()

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from pasta_ray.batch.attempts import start_attempts
-from pasta_ray.batch.journal import Journal
+from pasta_ray.batch.journal import Journal, writing
 from pasta_ray.batch.rows import Row, answer_line, read_rows
 from pasta_ray.batch.worker import Job, Worker, to_record
 from pasta_ray.errors import InputError, ReplicaError
@@ -57,12 +57,17 @@ class Progress:
 def run_batch(prompts: Path, out: Path, job: Job, pool: Pool) -> Iterator[Progress]:
     """Answer the rows that ``out`` has no answer of yet, and say how far that is, first before anything is decoded.
 
-    Needs a Ray that runs. Raises InputError for files that do not fit each other, and what ends all workers, such as a
-    model that cannot be loaded; what has been answered by then stays.
+    The iteration needs a Ray that runs, the call does not. Raises InputError for files that cannot be read or do not
+    fit each other, and what ends all workers, such as a model that cannot be loaded; what was answered by then stays.
     """
     rows = list(read_rows(prompts))
-    with Journal(out).writing() as journal:
-        _check_same(prompts, rows, journal)
+    _check_same(prompts, rows, Journal(out))
+    return _run(prompts, rows, out, job, pool)
+
+
+def _run(prompts: Path, rows: Sequence[Row], out: Path, job: Job, pool: Pool) -> Iterator[Progress]:
+    with writing(out) as journal:
+        _check_same(prompts, rows, journal)  # another run may have been there in between
         waiting = [row for row in rows if row.number not in journal.done]
         progress = Progress(len(rows), len(journal.done), len(journal.done), journal.num_errors)
         yield progress

@@ -14,10 +14,15 @@ import ray
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.loading import TokenizerLike
 from pasta_ray.actors.messages import DecoderFactory, StepError
+from pasta_ray.actors.metrics import ANSWER_METRICS, REPLICA_METRICS, Answer, Publisher
 from pasta_ray.batch.attempts import FatalRowError, Suspicion
 from pasta_ray.batch.rows import Defaults, Row, answer_line, make_request
 from pasta_ray.engine.messages import Finished, Report, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+
+
+METRICS_MODEL = "batch"
+"""The label of a batch's answers where a service's have the model's name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Worker:
     def __init__(self, job: Job, attempts: Any) -> None:
         self._job = job
         self._attempts = attempts
+        self._answers = Publisher(ANSWER_METRICS, ("model", "method"))
+        self._stats = Publisher(REPLICA_METRICS, ("replica",))
 
     @cached_property
     def _loop(self) -> DecodeLoop:
@@ -64,9 +71,16 @@ class Worker:
         try:
             request = make_request(row, self._job.defaults, self._tokenizer)
             async with self._suspicion.attempt(row.number):
-                return answer_line(row, await self._answer(request))
+                report = await self._answer(request)
         except (InputError, StepError, FatalRowError) as error:
             return answer_line(row, None, error)
+        self._measure(report)
+        return answer_line(row, report)
+
+    def _measure(self, report: Report) -> None:
+        stats = self._loop.stats()
+        self._stats.publish(stats, replica=stats.replica)
+        self._answers.publish(Answer(report, stats.one_row_step_s), model=METRICS_MODEL, method=report.method)
 
     async def _answer(self, request: Request) -> Report:
         async with aclosing(self._loop.decode(request)) as messages:

@@ -66,8 +66,9 @@ def batch(
     )
     pool = Pool(num_workers, batch, cpus_per_worker=threads, gpus_per_worker=int(device != "cpu"))
     began = time.perf_counter()
+    steps = run_batch(prompts, out, job, pool)
     connect()
-    progress = _followed(run_batch(prompts, out, job, pool))
+    progress = _followed(steps)
     counts = progress.counts() | {"seconds": round(time.perf_counter() - began, 3), "out": str(out)}
     typer.echo(json.dumps(counts) if as_json else "\n".join(f"{name}: {value}" for name, value in counts.items()))
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pasta_ray.batch.journal import Journal
+from pasta_ray.batch.journal import Journal, writing
 from pasta_ray.batch.rows import Row, answer_line
 from pasta_ray.engine.messages import BranchReport, Parallel, Report, Timing, Usage
 from pasta_ray.errors import InputError
@@ -18,7 +18,7 @@ def line(number: int, error: Exception | None = None) -> str:
 
 
 def write(path: Path, *lines: str) -> None:
-    with Journal(path).writing() as journal:
+    with writing(path) as journal:
         for each in lines:
             journal.add(each)
 
@@ -48,7 +48,7 @@ def test_parquet_appears_when_it_is_whole_and_in_the_order_of_rows(tmp_path: Pat
     path = tmp_path / "out.parquet"
     write(path, line(2), line(0, InputError("too long")))
     assert not path.exists()
-    with Journal(path).writing() as journal:
+    with writing(path) as journal:
         assert journal.done == {2: "p2", 0: "p0"}
         journal.add(line(1))
         journal.finish()
@@ -77,5 +77,5 @@ def test_another_file_is_left_alone(tmp_path: Path) -> None:
 
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
-    with Journal(path).writing(), pytest.raises(InputError, match="another run is writing"), Journal(path).writing():
+    with writing(path), pytest.raises(InputError, match="another run is writing"), writing(path):
         pass
