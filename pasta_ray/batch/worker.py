@@ -20,7 +20,6 @@ from pasta_ray.batch.rows import Defaults, Row, answer_line, make_request
 from pasta_ray.engine.messages import Finished, Report, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
-
 METRICS_MODEL = "batch"
 """The label of a batch's answers where a service's have the model's name."""
 
