@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -20,6 +20,9 @@ from pasta_ray.engine.config import DraftConfig, EngineConfig
 from pasta_ray.engine.messages import Events, Report, Request, Sampling
 from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+
+if TYPE_CHECKING:
+    from pasta_ray.actors.cluster import Cluster
 
 
 class Source(Protocol):
@@ -122,19 +125,21 @@ async def _answer(source: Source, request: Request, show: Callable[[str], None])
 async def _source(
     config: EngineConfig, draft: DraftConfig, in_process: bool
 ) -> AsyncIterator[tuple[Source, TokenizerLike]]:
-    with Console(stderr=True).status(f"loading {config.model}"):
-        if in_process:
-            source, tokenizer = _load(config, draft)
-        else:
-            source, tokenizer = await _start(config, draft)
-    yield source, tokenizer
+    status = Console(stderr=True).status(f"loading {config.model}")
+    if in_process:
+        with status:
+            loop, tokenizer = DecodeLoop(LoadDecoder(config, draft)), LoadTokenizer(config)()
+        yield loop, tokenizer
+        return
+    with status:
+        cluster, tokenizer = await _start(config, draft)
+    try:
+        yield cluster, tokenizer
+    finally:
+        await cluster.end()
 
 
-def _load(config: EngineConfig, draft: DraftConfig) -> tuple[Source, TokenizerLike]:
-    return DecodeLoop(LoadDecoder(config, draft)), LoadTokenizer(config)()
-
-
-async def _start(config: EngineConfig, draft: DraftConfig) -> tuple[Source, TokenizerLike]:
+async def _start(config: EngineConfig, draft: DraftConfig) -> "tuple[Cluster, TokenizerLike]":
     from pasta_ray.actors.cluster import Cluster
     from pasta_ray.actors.messages import ClusterSpec
     from pasta_ray.cli.ray_session import connect

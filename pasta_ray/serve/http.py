@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,22 +10,31 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from pasta_ray.engine.messages import Request
+from pasta_ray.errors import NotFoundError
 from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
 from pasta_ray.serve.service import Service
 from pasta_ray.serve.streaming import Chunks, EventStream, event_lines
+from pasta_ray.serve.tracing import Tracing
 
 
-def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
-    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
+def create_app(
+    service: Service,
+    keys: frozenset[str] = frozenset(),
+    metrics: Callable[[], Awaitable[str]] | None = None,
+    behind_serve: bool = False,
+) -> FastAPI:
+    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it, ``metrics`` gives the
+    page of /metrics. ``behind_serve``: Ray Serve's proxy returns the request's id, so that we must not."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    app.add_middleware(Tracing, meter=service.meter, returns_id=not behind_serve)
     started = int(time.time())
 
     @app.post("/v1/chat/completions")
@@ -62,6 +72,13 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
             "models": [dataclasses.asdict(model) for model in service.models.all],
             "replicas": [dataclasses.asdict(replica) for replica in cluster.replicas],
         }
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        """All nodes' metrics in Prometheus' text format, some seconds old."""
+        if metrics is None:
+            raise NotFoundError("this service publishes no metrics")
+        return Response(await metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 
