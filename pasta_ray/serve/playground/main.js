@@ -17,7 +17,10 @@ const FROM_LINK = "This run came with the link: it was recorded elsewhere, not m
 
 const at = (id) => document.getElementById(id);
 const timeline = new Timeline(at("timeline"));
-const key = new Key(at("key-form"), loadModels);
+const key = new Key(at("key-form"), () => {
+  showError(null);
+  loadModels();
+});
 let models = [];
 let wantedModel = null; // of a link, until the models are known
 let panels = [];
@@ -42,7 +45,6 @@ async function loadModels() {
     showError(error);
     return;
   }
-  showError(null);
   const chosen = wantedModel ?? at("model").value;
   at("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
   if (models.some((model) => model.id === chosen)) at("model").value = chosen;
