@@ -17,8 +17,8 @@ from rich.text import Text
 
 from pasta_ray.engine.messages import MAIN_BRANCH, BranchClosed, Delta, Event, Events, Finished, PromiseOpened
 
-COLOURS = ("#3d9be0", "#e0702b", "#1fa97f", "#d073b0", "#b09a1c", "#8f86ea", "#8a97a5", "#d9626b")
-"""Of bodies, in turn: legible on black and on white, and apart for colour-blind eyes; numbers say the same."""
+COLOURS = ("#3d9be0", "#e0702b", "#b19e67", "#e77ab2", "#6d6ee8", "#ab6f72")
+"""Of bodies, in turn: to be read on black and on white, and apart for colour-blind eyes too; numbers say the same."""
 
 DRAW_S = 0.08
 

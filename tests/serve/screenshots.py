@@ -1,0 +1,72 @@
+"""Pictures of the playground at work: `python -m tests.serve.screenshots URL --out docs/images`.
+
+The service at URL must serve a real model. Each picture is of a real run.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+from tests.serve.browsing import WATCH, find_browser, seen
+
+PROMPT = "Give me five tips for sleeping well."
+NUM_OPEN = 3
+GROWN = f"""[...document.querySelectorAll(".segment.open[data-number]")]
+  .filter((span) => span.textContent.length > 12).length >= {NUM_OPEN}"""
+DONE = "/^Done/.test(document.querySelector('#status').textContent)"
+TIMEOUT_S = 180
+
+
+def take(url: str, out: Path, prompt: str = PROMPT) -> tuple[list[str], list[list[str]]]:
+    """Write three pictures into ``out``; returns what the pages showed, as `seen` does."""
+    out.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright, playwright.chromium.launch(executable_path=find_browser()) as browser:
+
+        def open_page(scheme: str, width: int, height: int) -> Any:
+            page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": height})  # type: ignore[arg-type]
+            page.add_init_script(WATCH)
+            page.goto(url)
+            _wait(page, "document.querySelector('#model').options.length > 0")
+            page.fill("#prompt", prompt)
+            page.press("#prompt", "Control+Enter")
+            return page
+
+        light = open_page("light", 1200, 900)
+        _wait(light, GROWN)
+        light.screenshot(path=out / "playground-light.png")
+        _wait(light, DONE)
+        dark = open_page("dark", 1200, 900)
+        _wait(dark, DONE)
+        dark.evaluate("document.activeElement.blur()")
+        dark.screenshot(path=out / "playground-dark.png", full_page=True)
+        narrow = open_page("light", 390, 844)
+        _wait(narrow, GROWN)
+        narrow.evaluate("document.querySelector('#answers').scrollIntoView()")
+        narrow.screenshot(path=out / "playground-narrow.png")
+        return seen(dark)
+
+
+def _wait(page: Any, condition: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not page.evaluate(condition):
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"never came true in {TIMEOUT_S} s: {condition}; the page says {page.inner_text('main')!r}"
+            )
+        page.wait_for_timeout(20)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("url", help="where the service answers, such as http://127.0.0.1:8000/")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--prompt", default=PROMPT)
+    arguments = parser.parse_args()
+    take(arguments.url, arguments.out, arguments.prompt)
+
+
+if __name__ == "__main__":
+    main()
