@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.style import Style
 from rich.text import Text
 
-from pasta_ray.engine.messages import MAIN_BRANCH, BranchClosed, Delta, Event, Events, Finished, PromiseOpened
+from pasta_ray.engine.messages import MAIN_BRANCH, BranchClosed, Delta, Event, Events, PromiseOpened
 
 COLOURS = ("#3d9be0", "#e0702b", "#b19e67", "#e77ab2", "#6d6ee8", "#ab6f72")
 """Of bodies, in turn: to be read on black and on white, and apart for colour-blind eyes too; numbers say the same."""
@@ -48,8 +48,6 @@ class GrowingText:
                 self._growing[branch].text += printable(text)
             case BranchClosed(branch=branch):
                 self._growing.pop(branch).open = False
-            case Finished():
-                self.close()
 
     def close(self) -> None:
         """Nothing grows any more."""
