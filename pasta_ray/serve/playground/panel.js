@@ -45,6 +45,7 @@ export class Panel {
 
   showState() {
     const { answer, element } = this;
+    element.dataset.state = answer.state;
     element.setAttribute("aria-busy", answer.running);
     element.querySelector(".state").textContent = stateOf(answer);
   }
