@@ -84,15 +84,18 @@ class PlainAnswer:
 
 @contextmanager
 def shown(console: Console) -> Iterator[Shown]:
-    """One answer on ``console``: live where that is a terminal. A line of its own ends it, whatever happens."""
+    """One answer on ``console``: live where that is a terminal. Whatever ends it, what follows is on a new line."""
     if console.is_terminal:
         with LiveAnswer(console) as live:
             yield live
         return
+    plain, failed = PlainAnswer(), True
     try:
-        yield PlainAnswer()
+        yield plain
+        failed = False
     finally:
-        print(flush=True)
+        if plain.text or not failed:
+            print(flush=True)
 
 
 def answer_one(config: EngineConfig, options: Options, prompt: Prompt, in_process: bool, as_json: bool) -> None:

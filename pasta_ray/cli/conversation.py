@@ -50,18 +50,14 @@ class Conversation:
         while not self._over:
             try:
                 line = read().strip()
+                if line.startswith("/"):
+                    self._obey(line)
+                elif line:
+                    self._say(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
                 self._note("\nCtrl-D or /quit ends")
-                continue
-            if not line:
-                continue
-            try:
-                if line.startswith("/"):
-                    self._obey(line)
-                else:
-                    self._say(line)
             except PastaError as error:
                 self._note(f"error: {error}")
 

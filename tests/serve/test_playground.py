@@ -1,5 +1,6 @@
 """The playground in a real browser, over the routes without Ray."""
 
+import json
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -136,7 +137,6 @@ def test_bodies_grow_at_the_same_time_and_the_answer_is_in_document_order(opened
         assert page.inner_text("#status").startswith("Done: by the clock ")
 
 
-@pytest.mark.usefixtures("engine_config")
 def test_no_tag_is_ever_seen(opened: Callable[..., Any], engine_config: EngineConfig) -> None:  # noqa: F811
     """Guards the reader: a random model writes tags in every way there is, and whatever the page showed at any moment
     is looked at."""
@@ -203,6 +203,42 @@ def test_a_service_that_is_away_is_said_to_be(opened: Callable[..., Any]) -> Non
     ask(page, "second")
     page.wait_for_selector("#error:visible")
     assert page.inner_text("#error") == "The service does not answer. Is it running?"
+
+
+EVENTS = [
+    {"type": "delta", "branch": "0", "text": "Grüße ", "num_tokens": 2},
+    {"type": "astonishment", "branch": "0"},
+    {"type": "delta", "branch": "0", "text": "👩‍🚀", "num_tokens": 3},
+]
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (200, None, "the answer broke off in the middle."),
+        (502, "<html>bad gateway</html>", "The service answered with status 502."),
+        (429, {"error": {"message": "the queue is full", "param": None}}, "the queue is full Try again in 7 s."),
+    ],
+    ids=["breaks off", "a proxy's page", "overload"],
+)
+def test_other_servers_and_newer_ones(opened: Callable[..., Any], status: int, body: Any, message: str) -> None:
+    """Guards against what this service does not send today: events of a new type, an end without [DONE], a proxy's
+    page instead of an error."""
+
+    def answer(route: Any) -> None:
+        text = body if isinstance(body, str) else json.dumps(body)
+        if status == 200:
+            chunks = [{"choices": [], "pasta": {"events": [event]}} for event in EVENTS]
+            text = "".join(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks)
+        route.fulfill(status=status, headers={"Retry-After": "7"} if status == 429 else {}, body=text)
+
+    with serving() as url:
+        page = opened(url)
+        page.route("**/v1/chat/completions", answer)
+        ask(page, "hello")
+        page.wait_for_selector("#error:visible")
+        assert page.inner_text("#error").lower() == message.lower()
+        assert answers(page)[0] == ("Grüße 👩‍🚀" if status == 200 else "")
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab_alone(opened: Callable[..., Any]) -> None:

@@ -48,6 +48,7 @@ async function loadModels() {
   const chosen = wantedModel ?? at("model").value;
   at("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
   if (models.some((model) => model.id === chosen)) at("model").value = chosen;
+  else if (wantedModel) showError(new ServiceError(`The link names the model ${wantedModel}, which is not served here.`));
   wantedModel = null;
 }
 
