@@ -81,7 +81,7 @@ class Conversation:
             self._messages = [*messages, ("assistant", text)]
         if report is not None and self._console.is_terminal and self._with_timeline:
             self._console.print()
-            self._console.print(timeline(report))
+            self._console.print(timeline(report), end="\n\n")
 
     def _obey(self, line: str) -> None:
         name, _, argument = line[1:].partition(" ")

@@ -22,8 +22,8 @@ DONE = "/^Done/.test(document.querySelector('#status').textContent)"
 TIMEOUT_S = 180
 
 
-def take(url: str, out: Path, prompt: str = PROMPT) -> tuple[list[str], list[list[str]]]:
-    """Write three pictures into ``out``; returns what the pages showed, as `seen` does."""
+def take(url: str, out: Path, prompt: str = PROMPT) -> tuple[list[str], list[list[str]], str]:
+    """Write three pictures into ``out``; returns what a page showed, as `seen` does, and the link to its run."""
     out.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=find_browser()) as browser:
 
@@ -52,13 +52,15 @@ def take(url: str, out: Path, prompt: str = PROMPT) -> tuple[list[str], list[lis
         run(narrow, GROWN)
         narrow.evaluate("document.querySelector('#answers').scrollIntoView()")
         _save(narrow, out / "playground-narrow.png")
-        return seen(dark)
+        dark.click("#share")
+        _wait(dark, "location.hash !== ''")
+        return *seen(dark), dark.url
 
 
 def _save(page: Any, path: Path, **options: Any) -> None:
     """In 256 colours, which are enough for text and far fewer bytes."""
     picture = Image.open(io.BytesIO(page.screenshot(**options)))
-    picture.convert("RGB").quantize(256).save(path, optimize=True)
+    picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def _wait(page: Any, condition: str) -> None:
@@ -77,7 +79,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--prompt", default=PROMPT)
     arguments = parser.parse_args()
-    take(arguments.url, arguments.out, arguments.prompt)
+    _, _, link = take(arguments.url, arguments.out, arguments.prompt)
+    print(f"{arguments.out}: three pictures; a link to the run of the dark one has {len(link)} characters")
 
 
 if __name__ == "__main__":

@@ -58,11 +58,12 @@ def test_the_real_answer_is_seen_being_written_in_parallel(url: str, tmp_path: P
         pytest.skip("no Chromium on this machine: apt-get install chromium, or playwright install chromium")
     from tests.serve.screenshots import take
 
-    texts, open_texts = take(url, tmp_path / "images")
+    texts, open_texts, link = take(url, tmp_path / "images")
     assert grew_together(open_texts) >= 2
     tag = re.compile(r"<\|?/?(promise|tokens|async|sync)\b|\|>")
     assert texts
     assert not [text for text in texts if tag.search(text)]
+    assert "run=" in link, "an answer of usual length fits into a link"
     pictures = sorted((tmp_path / "images").iterdir())
     assert [picture.name for picture in pictures] == [f"playground-{name}.png" for name in ("dark", "light", "narrow")]
     assert all(picture.stat().st_size <= MOST_BYTES for picture in pictures)

@@ -5,7 +5,7 @@ import { methodName } from "./panel.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const STEPS_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600];
-const MOST_MARKS = 8;
+const MARK_PX = 75;
 
 export class Timeline {
   #root;
@@ -30,7 +30,8 @@ export class Timeline {
   }
 
   #drawAxis(endS) {
-    const step = STEPS_S.find((seconds) => endS / seconds <= MOST_MARKS) ?? 3600;
+    const most = Math.max(2, this.#axis.clientWidth / MARK_PX);
+    const step = STEPS_S.find((seconds) => endS / seconds <= most) ?? 3600;
     const marks = Array.from({ length: Math.floor(endS / step) + 1 }, (_, index) => index * step);
     this.#axis.replaceChildren(
       ...marks.map((seconds) => {
