@@ -22,9 +22,12 @@ REPORT = TypeAdapter(Report)
 
 
 class Speaker(Protocol):
-    """``method`` is how it answers; None leaves that to the endpoint's model."""
+    """One side of the conversation."""
 
-    method: str | None
+    @property
+    def method(self) -> str | None:
+        """How it answers; None leaves that to the endpoint's model."""
+        ...
 
     def use(self, method: str) -> None:
         """Raises InputError for one that cannot be used, where that can be known."""
