@@ -11,8 +11,15 @@ import { startTheme } from "./theme.js";
 import { Timeline } from "./timeline.js";
 
 const DRAW_MS = 100; // often enough for the eye, seldom enough to leave the machine to the model
-const FIELDS = { prompt: "prompt", model: "model", max_tokens: "max-tokens", temperature: "temperature", seed: "seed", order: "order" };
-const AT_ONCE = "Both ran at once and slowed each other down: run them one after the other for times that can be compared.";
+const FIELDS = {
+  prompt: "prompt",
+  model: "model",
+  max_tokens: "max-tokens",
+  temperature: "temperature",
+  seed: "seed",
+  order: "order",
+};
+const AT_ONCE = "Both ran at once and slowed each other down. Run one after the other, their times can be compared.";
 const FROM_LINK = "This run came with the link: it was recorded elsewhere, not measured here.";
 
 const at = (id) => document.getElementById(id);
@@ -48,7 +55,7 @@ async function loadModels() {
   const chosen = wantedModel ?? at("model").value;
   at("model").replaceChildren(...models.map(({ id }) => new Option(id, id)));
   if (models.some((model) => model.id === chosen)) at("model").value = chosen;
-  else if (wantedModel) showError(new ServiceError(`The link names the model ${wantedModel}, which is not served here.`));
+  else if (wantedModel) showError(new ServiceError(`The link's model, ${wantedModel}, is not served here.`));
   wantedModel = null;
 }
 
@@ -125,7 +132,8 @@ function stop() {
 }
 
 function draw() {
-  const nowOf = (panel) => (panel.answer.running && panel.startedAt ? performance.now() - panel.startedAt : panel.answer.lastMs);
+  const nowOf = ({ answer, startedAt }) =>
+    answer.running && startedAt !== undefined ? performance.now() - startedAt : answer.lastMs;
   const nows = new Map(panels.map((panel) => [panel.answer, nowOf(panel)]));
   timeline.draw((answer) => nows.get(answer));
   for (const panel of panels) panel.showState();
@@ -183,7 +191,7 @@ at("form").addEventListener("submit", (event) => {
   run();
 });
 at("stop").addEventListener("click", stop);
-at("replay").addEventListener("click", () => replay(panels.map(({ answer }) => ({ method: answer.method, events: answer.events }))));
+at("replay").addEventListener("click", () => replay(panels.map((panel) => panel.answer)));
 at("share").addEventListener("click", share);
 at("examples").addEventListener("click", ({ target }) => {
   if (target.matches("button")) at("prompt").value = target.textContent;

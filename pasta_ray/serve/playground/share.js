@@ -1,6 +1,7 @@
 /**
- * A run in the fragment of the page's address, which no server ever sees: its settings by name, and as `run` the finished
- * answers, deflated, if they fit. What a fragment says came from anybody, so `readRun` takes nothing that it does not know.
+ * A run in the fragment of the page's address, which no server ever sees: its settings by name, and as `run` the
+ * finished answers, deflated, if they fit. A fragment may come from anybody: `readRun` takes nothing that it does not
+ * know.
  */
 
 const MOST_CHARACTERS = 16_000; // of `run`: what mail and chat programs still carry
@@ -13,6 +14,14 @@ const FIELDS = {
   sync: [],
   report: ["report"],
 };
+const COUNTS = [
+  "critical_path",
+  "sequential_tokens",
+  "theoretical_speedup",
+  "num_promises",
+  "max_branches",
+  "num_syncs",
+];
 
 /** The fragment of `settings` (texts by name) and of `answers`; without the answers where they do not fit. */
 export async function writeFragment(settings, answers) {
@@ -69,8 +78,7 @@ function lengthen([ms, type, ...values]) {
 function checkReport({ method, finish_reason, usage, timing, parallel }) {
   check(typeof method === "string" && typeof finish_reason === "string");
   check(isNumber(usage.completion_tokens) && isNumber(timing.wall_s));
-  const counts = ["critical_path", "sequential_tokens", "theoretical_speedup", "num_promises", "max_branches", "num_syncs"];
-  check(counts.every((name) => isNumber(parallel[name])));
+  check(COUNTS.every((name) => isNumber(parallel[name])));
 }
 
 /** Branches open before they write and close once; time does not run back; the report is the end. */
@@ -107,7 +115,8 @@ async function pack(value) {
 
 async function unpack(packed) {
   check(packed.length <= MOST_CHARACTERS);
-  const bytes = Uint8Array.from(atob(packed.replaceAll("-", "+").replaceAll("_", "/")), (letter) => letter.charCodeAt(0));
+  const binary = atob(packed.replaceAll("-", "+").replaceAll("_", "/"));
+  const bytes = Uint8Array.from(binary, (letter) => letter.charCodeAt(0));
   const reader = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw")).getReader();
   const decoder = new TextDecoder();
   let [text, numBytes] = ["", 0];
