@@ -24,7 +24,7 @@ from pasta_ray.serve.security import key_digest  # noqa: E402
 from pasta_ray.serve.service import Service  # noqa: E402
 from tests.fakes import FakeTokenizer, MakeFakeDecoder, fake_models  # noqa: E402
 from tests.serve.browsing import WATCH, find_browser, grew_together, listening, seen  # noqa: E402
-from tests.serve.test_http import LocalBackend  # noqa: E402
+from tests.serve.test_http import TWO, LocalBackend  # noqa: E402
 from tests.serve.test_whole import InProcess, engine_config  # noqa: E402, F401  a fixture
 
 pytestmark = pytest.mark.browser
@@ -79,11 +79,11 @@ def serving(
     backend: Any = None,
     keys: frozenset[str] = frozenset(),
     tokenizer: TokenizerLike | None = None,
-    models: Models | None = None,
+    served: Models | None = None,
     **config: Any,
 ) -> Iterator[str]:
     settings = ServeConfig(**config)
-    service = Service(settings, models or fake_models(settings), backend or Slow(), tokenizer or FakeTokenizer())
+    service = Service(settings, served or fake_models(settings), backend or Slow(), tokenizer or FakeTokenizer())
     with listening(create_app(service, keys)) as url:
         yield url
 
@@ -142,7 +142,7 @@ def test_no_tag_is_ever_seen(opened: Callable[..., Any], engine_config: EngineCo
     is looked at."""
     settings = ServeConfig(model=engine_config.model, adapter=None, served_model_name="small")
     backend = InProcess({"small": engine_config})
-    with serving(backend, tokenizer=LoadTokenizer(engine_config)(), models=read_models(settings)) as url:
+    with serving(backend, tokenizer=LoadTokenizer(engine_config)(), served=read_models(settings)) as url:
         page = opened(url)
         num_promises = 0
         for seed in range(4):
@@ -305,6 +305,7 @@ def test_a_link_holds_the_run_and_asks_the_service_nothing(opened: Callable[...,
         ask(page, f"{FORKS} & more #1", temperature="0.5", seed="7")
         finished(page)
         expected, num_asked = answers(page), len(backend.requests)
+        page.fill("#seed", "8")  # for the next run, not for this one
         page.click("#share")
         until(page, "location.hash.includes('run=')")
         link = page.url
@@ -328,6 +329,29 @@ def test_a_link_holds_the_run_and_asks_the_service_nothing(opened: Callable[...,
             third.wait_for_selector("#error:visible")
             assert "cannot be read" in third.inner_text("#error")
             assert third.input_value("#seed") == "7"
+
+
+def test_the_model_is_chosen_and_decides_the_methods(opened: Callable[..., Any]) -> None:
+    """Guards models without tags, which have nothing to compare, and links to models that are served elsewhere."""
+    backend = Slow(0.0)
+    with serving(backend, models=TWO) as url:
+        page = opened(f"{url}#model=plain&prompt=hello")
+        until(page, "document.querySelector('#model').value === 'plain'")
+        assert page.locator("#model option").all_inner_texts() == ["quick", "plain"], "an alias is no model of its own"
+        ask(page, "hello fork")
+        finished(page)
+        assert page.locator("article h2").all_inner_texts() == ["Sequential"]
+        assert answers(page) == ["hello fork "]
+        ask(page, "hello fork", model="quick")
+        finished(page)
+        assert [(request.model, request.method) for request in backend.requests] == [
+            ("plain", "sequential"),
+            ("quick", "pasta"),
+            ("quick", "sequential"),
+        ]
+        other = opened(f"{url}#model=elsewhere")
+        other.wait_for_selector("#error:visible")
+        assert other.inner_text("#error") == "The link's model, elsewhere, is not served here."
 
 
 def test_dark_and_narrow(opened: Callable[..., Any]) -> None:

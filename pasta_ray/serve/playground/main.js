@@ -30,6 +30,7 @@ const key = new Key(at("key-form"), () => {
 });
 let models = [];
 let wantedModel = null; // of a link, until the models are known
+let ranWith = {}; // the settings of what is shown; the form may say something else by now
 let panels = [];
 let caveat = "";
 let control = null; // of what is running
@@ -63,7 +64,8 @@ async function run() {
   stop();
   if (!models.length) await loadModels();
   if (!models.length) return;
-  const { prompt, model, max_tokens, temperature, seed, order } = settings();
+  ranWith = settings();
+  const { prompt, model, max_tokens, temperature, seed, order } = ranWith;
   const body = {
     model,
     messages: [{ role: "user", content: prompt }],
@@ -150,7 +152,7 @@ function showError(error) {
 }
 
 async function share() {
-  const fragment = await writeFragment(settings(), panels.map((panel) => panel.answer));
+  const fragment = await writeFragment(ranWith, panels.map((panel) => panel.answer));
   history.replaceState(null, "", fragment);
   const what = fragment.includes("run=") ? "this run" : "these settings (the run itself is too long for a link)";
   try {
@@ -172,6 +174,8 @@ async function openLink() {
   if (!link.run) return;
   try {
     const answers = await readRun(link.run);
+    const { run: _, ...others } = link;
+    ranWith = others;
     caveat = FROM_LINK;
     await replay(answers, true);
   } catch (error) {
