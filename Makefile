@@ -37,7 +37,7 @@ test-slow: $(VENV)/.dev ## the slow tests
 
 test-browser: $(VENV)/.dev ## the playground in a real Chromium
 	$(PIP) --editable '.[browser,dev]'
-	@command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null || \
+	@which chromium chromium-browser google-chrome google-chrome-stable | grep -q . || \
 		echo "No Chromium found. Install one: apt-get install chromium, or $(BIN)/playwright install chromium"
 	$(BIN)/pytest -m "browser and not slow" -rs $(ARGS)
 
