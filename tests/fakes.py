@@ -16,6 +16,7 @@ from typing import Any
 from pasta_ray.engine.messages import (
     BranchClosed,
     BranchReport,
+    Counters,
     Delta,
     Event,
     Events,
@@ -86,6 +87,7 @@ class FakeDecoder:
         self.step_s = step_s
         self.poisoned = False
         self.cancelled: list[str] = []
+        self.num_steps = self.num_rows = 0
         self._running: dict[str, _Running] = {}
 
     @property
@@ -103,6 +105,10 @@ class FakeDecoder:
     @property
     def num_branches(self) -> int:
         return sum(len(running.branches) for running in self._running.values())
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(num_steps=self.num_steps, num_rows=self.num_rows)
 
     @property
     def num_slots(self) -> int:
@@ -128,6 +134,8 @@ class FakeDecoder:
 
     def step(self) -> list[Events]:
         time.sleep(self.step_s)
+        self.num_steps += 1
+        self.num_rows += self.num_branches
         step = Step(0.0, (Sampled("0", (1,)),))
         running = list(self._running.items())
         messages = [Events(request_id, tuple(self._advance(r)), (step,)) for request_id, r in running]

@@ -12,8 +12,9 @@ MAY_IMPORT = {
     "errors": set[str](),
     "lang": {"errors"},
     "engine": {"errors", "lang"},
-    "actors": {"errors", "lang", "engine"},
-    "serve": {"errors", "lang", "engine", "actors"},
+    "actors": {"errors", "logs", "lang", "engine"},
+    "batch": {"errors", "lang", "engine", "actors"},
+    "serve": {"errors", "logs", "lang", "engine", "actors"},
     "train": {"errors", "lang", "engine"},
     "eval": {"errors", "lang", "engine", "train"},
 }

@@ -17,11 +17,13 @@ from pasta_ray.actors.messages import (
     ReplicaDiedError,
     ReplicaStats,
 )
+from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, Answer, Publisher
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
 from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Events, Finished, Request
 from pasta_ray.errors import ReplicaError
+from pasta_ray.logs import configure
 
 COORDINATOR = "the coordinator"
 COORDINATOR_OPTIONS = {"num_cpus": 0, "max_concurrency": 2000}
@@ -47,9 +49,8 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
         max_task_retries=0,
         runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
     )
-    return RemoteReplica(
-        name, lambda: options.remote(spec.make_decoder, name, spec.orphan_s, shared_by, spec.placement)
-    )
+    args = (spec.make_decoder, name, spec.orphan_s, spec.log, shared_by, spec.placement)
+    return RemoteReplica(name, lambda: options.remote(*args))
 
 
 class CoordinatorActor:
@@ -60,7 +61,10 @@ class CoordinatorActor:
     """
 
     def __init__(self, spec: ClusterSpec) -> None:
+        configure(spec.log)
         self._spec = spec
+        self._answers = Publisher(ANSWER_METRICS, ("model", "method"))
+        self._load = Publisher(COORDINATOR_METRICS)
         context = ray.get_runtime_context()
         self._cluster = str(context.get_actor_name() or context.get_actor_id())
         if spec.replicas > 1:
@@ -76,13 +80,23 @@ class CoordinatorActor:
             self._started = Coordinator(
                 self._replicas, spec.max_ongoing, spec.max_queued, spec.check_period_s, spec.max_deaths, spec.wait_s
             )
+            self._publishing = asyncio.create_task(self._publish(self._started))
         return self._started
+
+    async def _publish(self, coordinator: Coordinator) -> None:
+        while True:
+            self._load.publish(coordinator.stats())
+            await asyncio.sleep(self._spec.check_period_s)
 
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=UNREAD_MESSAGES)
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         """With back-pressure, Ray ends the stream when its reader's process has died; without, it goes on unread."""
         async with aclosing(self._coordinator.decode(request)) as events:
             async for message in events:
+                for event in message.events:
+                    if isinstance(event, Finished):
+                        answer = Answer(event.report, self._coordinator.one_row_step_s(event.report))
+                        self._answers.publish(answer, model=request.model, method=request.method)
                 yield message
 
     async def health(self) -> ClusterHealth:

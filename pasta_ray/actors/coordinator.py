@@ -17,8 +17,9 @@ from pasta_ray.actors.messages import (
 )
 from pasta_ray.actors.pace import Pace
 from pasta_ray.actors.recovery import recovered
-from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Request
+from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Report, Request
 from pasta_ray.errors import OverloadedError, ReplicaError
+from pasta_ray.logs import fields
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class _Member:
         self.state: ReplicaState = "starting"
         self.error: str | None = None
         self.num_branches = 0
+        self.one_row_step_s = 0.0
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         """The request's messages, its live branches counted."""
@@ -92,7 +94,7 @@ class Coordinator:
         self._max_deaths = max_deaths
         self._wait_s = wait_s
         self._num_queued = self._num_ongoing = 0
-        self._num_requests = self._num_finished = self._num_cancelled = self._num_recoveries = 0
+        self._num_requests = self._num_finished = self._num_cancelled = self._num_recoveries = self._num_rejected = 0
         self._free = asyncio.Semaphore(max_ongoing)
         self._pace = Pace(max_ongoing)
         self._check_period_s = check_period_s
@@ -107,15 +109,19 @@ class Coordinator:
         """
         self._num_requests += 1
         self._num_recoveries += bool(request.progress.steps)  # the coordinator before this one died
+        ended = False
         try:
             async with self._admitted():
                 attempts = recovered(request, self._attempt, self._max_deaths, self._count_recovery)
                 async with aclosing(attempts) as stream:
                     async for message in stream:
-                        self._num_finished += _ends(message)
+                        ended = _ends(message)
+                        self._num_finished += ended
                         yield message
         except (asyncio.CancelledError, GeneratorExit):
-            self._num_cancelled += 1
+            if not ended:  # a reader may also leave because it has all that it wants
+                self._num_cancelled += 1
+                logger.info("cancelled", extra=fields(trace=request.trace, request=request.id))
             raise
 
     def _count_recovery(self) -> None:
@@ -160,7 +166,14 @@ class Coordinator:
             self._num_finished,
             self._num_cancelled,
             self._num_recoveries,
+            self._num_rejected,
+            sum(member.state == "ready" for member in self._members),
         )
+
+    def one_row_step_s(self, report: Report) -> float | None:
+        """Seconds of a step of a single row on the replica of the answer's main branch; None before there was one."""
+        name = report.branches[0].replica
+        return next((m.one_row_step_s for m in self._members if m.replica.name == name and m.one_row_step_s), None)
 
     async def close(self) -> None:
         for watch in self._watches:
@@ -170,6 +183,7 @@ class Coordinator:
     @asynccontextmanager
     async def _admitted(self) -> AsyncIterator[None]:
         if self._free.locked() and self._num_queued >= self._max_queued:
+            self._num_rejected += 1
             wait_s = self._pace.wait_s(self._num_queued)
             raise OverloadedError(
                 f"{self._num_queued} requests are waiting, which is the limit; try again in about {wait_s:.0f} s",
@@ -194,16 +208,16 @@ class Coordinator:
         while member.state != "failed":
             try:
                 async with asyncio.timeout(PING_TIMEOUT_S):  # not wait_for, which can swallow a cancellation in 3.11
-                    await member.replica.ping()
+                    member.one_row_step_s = (await member.replica.ping()).one_row_step_s
                 member.state, member.error = "ready", None
             except (ReplicaDiedError, TimeoutError) as error:
                 member.state, member.error = "starting", str(error) or None
             except ReplicaError as error:
-                logger.warning("restarting replica %s: %s", member.replica.name, error)
+                logger.warning("restarting replica", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "starting", str(error)
                 member.replica.restart()
             except Exception as error:  # reported by `health`: the replica's constructor failed for good
-                logger.error("replica %s cannot start: %s", member.replica.name, error)
+                logger.error("replica cannot start", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "failed", str(error)
             self._changed.set()  # wakes all that wait, of whom each looks for itself
             self._changed.clear()

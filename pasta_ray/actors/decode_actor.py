@@ -10,10 +10,12 @@ import ray
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.lease import Lease
 from pasta_ray.actors.messages import DecoderFactory, Policy, ReplicaStats
+from pasta_ray.actors.metrics import REPLICA_METRICS, Publisher
 from pasta_ray.actors.sharing import Sharing
 from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import BodyRequest, Events, Request
 from pasta_ray.errors import ModelError, PastaError
+from pasta_ray.logs import LogConfig, configure
 
 MAX_STREAMS = 1000
 UNREAD_MESSAGES = 8
@@ -33,9 +35,12 @@ class DecodeActor:
         make_decoder: DecoderFactory,
         replica: str,
         orphan_s: float = math.inf,
+        log: LogConfig | None = None,
         cluster: str | None = None,
         policy: Policy = "auto",
     ) -> None:
+        configure(log or LogConfig())
+        self._metrics = Publisher(REPLICA_METRICS, ("replica",))
         self._replica, self._cluster, self._policy = replica, cluster, policy
         self._sharing: Sharing | None = None
         self._failure: PastaError | None = None
@@ -78,7 +83,8 @@ class DecodeActor:
     @ray.method(concurrency_group="control")
     async def ping(self) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
-        PastaError from one whose decoder cannot be made."""
+        PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
+        its metrics are brought up to date."""
         self._lease.renew()
         if self._failure is not None:
             raise self._failure
@@ -86,7 +92,9 @@ class DecodeActor:
         if self._cluster is not None:
             cluster, self._cluster = self._cluster, None
             self._sharing = await Sharing.start(self._replica, cluster, self._policy, self._loop)
-        return self._loop.stats()
+        stats = await self.stats()
+        self._metrics.publish(stats, replica=stats.replica)
+        return stats
 
 
 def _end() -> None:

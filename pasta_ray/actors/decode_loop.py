@@ -5,7 +5,9 @@ between two steps; everything it says goes to a `_Stream`, which joins what its 
 """
 
 import asyncio
+import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -13,9 +15,21 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
-from pasta_ray.engine.messages import BodyRequest, Event, Events, Request, is_last
+from pasta_ray.engine.messages import (
+    BodyRequest,
+    BranchClosed,
+    Event,
+    Events,
+    Finished,
+    PromiseOpened,
+    Request,
+    is_last,
+)
 from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.logs import fields
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -23,8 +37,9 @@ T = TypeVar("T")
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
 
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id
+    def __init__(self, request: Request) -> None:
+        self.trace = request.trace
+        self._request_id = request.id
         self._loop = asyncio.get_running_loop()
         self._unread: list[Event] = []
         self._steps: list[Step] = []
@@ -107,6 +122,7 @@ class DecodeLoop:
         self._broken: str | None = None
         self._num_cancelled = 0
         self._stats = ReplicaStats(replica, 0, 0, 0)
+        self._step_s = self._one_row_step_s = 0.0
         made: Future[DecoderLike] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(make_decoder, made), name=f"decode-{replica}", daemon=True
@@ -120,7 +136,7 @@ class DecodeLoop:
         Raises InputError where the decoder refuses the request, StepError where decoding failed.
         """
         self.check()
-        stream = _Stream(request.id)
+        stream = _Stream(request)
         self._commands.put(_Submit(request, stream))
         try:
             async for events in stream:
@@ -216,17 +232,42 @@ class DecodeLoop:
 
     def _step(self) -> None:
         try:
-            messages = self._decoder.step()
+            messages = self._timed_step()
             self._count()
             for message in messages:
                 stream = self._streams.get(message.request_id)
                 if stream is None:
                     continue
+                if logger.isEnabledFor(logging.DEBUG):
+                    self._log_branches(stream.trace, message)
                 stream.put(message)
                 if any(map(is_last, message.events)):
                     del self._streams[message.request_id]
         except Exception as error:  # every consumer hears of it, none waits for ever
             self._fail_all(self._step_error(error))
+
+    def _timed_step(self) -> list[Events]:
+        rows, began = self._decoder.counters.num_rows, time.perf_counter()
+        messages = self._decoder.step()
+        took_s = time.perf_counter() - began
+        self._step_s += took_s
+        if self._decoder.counters.num_rows == rows + 1:
+            self._one_row_step_s = took_s
+        return messages
+
+    def _log_branches(self, trace: str, message: Events) -> None:
+        told = {"trace": trace, "request": message.request_id, "replica": self._replica}
+        for event in message.events:
+            match event:
+                case PromiseOpened():
+                    topic, tokens = event.topic, event.tokens_predicted
+                    logger.debug("branch opened", extra=fields(**told, branch=event.branch, topic=topic, tokens=tokens))
+                case BranchClosed():
+                    logger.debug(
+                        "branch closed", extra=fields(**told, branch=event.branch, finish_reason=event.finish_reason)
+                    )
+                case Finished():
+                    logger.debug("decoded", extra=fields(**told, finish_reason=event.report.finish_reason))
 
     def _give_up(self, request_id: str, why: str) -> None:
         self._streams.pop(request_id).fail(ReplicaError(why))
@@ -253,4 +294,5 @@ class DecodeLoop:
 
     def _count(self) -> None:
         d = self._decoder
-        self._stats = ReplicaStats(self._replica, d.num_requests, d.num_branches, d.num_slots, self._num_cancelled)
+        live = (d.num_requests, d.num_branches, d.num_slots, self._num_cancelled)
+        self._stats = ReplicaStats(self._replica, *live, d.counters, self._step_s, self._one_row_step_s)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pasta_ray.engine.messages import BodyNews, BodyRequest, Events, Request
+from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.logs import LogConfig
 
 if TYPE_CHECKING:
     from pasta_ray.engine.decoder import Decoder
@@ -33,6 +34,8 @@ class DecoderLike(Protocol):
     def num_branches(self) -> int: ...
     @property
     def num_requests(self) -> int: ...
+    @property
+    def counters(self) -> Counters: ...
     @property
     def parts(self) -> "Mapping[str, Decoder]":
         """What other replicas may share with this one, by model; a single decoder answers to any name."""
@@ -67,6 +70,7 @@ class ClusterSpec:
     wait_s: float = 120.0
     orphan_s: float = 60.0
     placement: Policy = "auto"
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0), ("max_deaths", 0)):
@@ -76,14 +80,11 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class SharingStats:
-    """What a replica has done since its process began, counted: prompt tokens looked up in its prefix cache and found
-    there; prefixes fetched from other replicas with their tokens and bytes, failures and those not worth it; bodies
-    sent away, lost there, decoded for others, and made to wait, with the bytes of KV that went and came back.
-    ``num_peers`` are the replicas that it shares with now."""
+    """What a replica has done since its process began, counted: prefixes fetched from other replicas with their tokens
+    and bytes, failures and those not worth it; bodies sent away, lost there, decoded for others, and made to wait, with
+    the bytes of KV that went and came back. ``num_peers`` are the replicas that it shares with now."""
 
     num_peers: int = 0
-    num_prefix_tokens: int = 0
-    num_prefix_hits: int = 0
     num_prefix_fetches: int = 0
     num_prefix_tokens_fetched: int = 0
     num_prefix_bytes_fetched: int = 0
@@ -100,20 +101,25 @@ class SharingStats:
 @dataclass(frozen=True)
 class ReplicaStats:
     """Live counts of one replica, all 0 when it is idle; and how many requests it has given up since its process began
-    because their reader left."""
+    because their reader left. ``step_s`` is the time spent in steps since then, ``one_row_step_s`` that of the latest
+    step of a single row, 0 before there was one."""
 
     replica: str
     num_requests: int
     num_branches: int
     num_slots: int
     num_cancelled: int = 0
+    counters: Counters = field(default_factory=Counters)
+    step_s: float = 0.0
+    one_row_step_s: float = 0.0
     sharing: SharingStats = field(default_factory=SharingStats)
 
 
 @dataclass(frozen=True)
 class CoordinatorStats:
     """Requests: live counts, and since the coordinator's process began those that came, that ended with their report,
-    that their reader left, and how often one was opened again because what answered it had died."""
+    that their reader left, how often one was opened again because what answered it had died, and those refused because
+    the queue was full. And the replicas that can decode."""
 
     num_ongoing: int
     num_queued: int
@@ -121,6 +127,8 @@ class CoordinatorStats:
     num_finished: int
     num_cancelled: int
     num_recoveries: int
+    num_rejected: int = 0
+    num_ready: int = 0
 
 
 ReplicaState = Literal["starting", "ready", "failed"]

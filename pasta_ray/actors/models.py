@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pasta_ray.actors.messages import DecoderLike
-from pasta_ray.engine.messages import BodyNews, BodyRequest, Events, Request
+from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
 from pasta_ray.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class ModelDecoders:
     @property
     def num_requests(self) -> int:
         return sum(decoder.num_requests for decoder in self._decoders.values())
+
+    @property
+    def counters(self) -> Counters:
+        return sum((decoder.counters for decoder in self._decoders.values()), Counters())
 
     @property
     def parts(self) -> Mapping[str, "Decoder"]:

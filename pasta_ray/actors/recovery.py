@@ -10,6 +10,7 @@ from pasta_ray.actors.messages import ReplicaDiedError
 from pasta_ray.engine.messages import BranchClosed, Events, PromiseOpened, Request
 from pasta_ray.engine.progress import Progress
 from pasta_ray.errors import ReplicaError
+from pasta_ray.logs import fields
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ async def recovered(
                 raise ReplicaError(
                     f"{error}; what answered request {request.id} died {num_deaths} times in a row; try again later"
                 ) from error
-            logger.warning("request %s goes on from step %d: %s", request.id, len(progress.steps), error)
+            told = fields(trace=request.trace, request=request.id, steps=len(progress.steps), error=str(error))
+            logger.warning("goes on elsewhere", extra=told)
             request = replace(request, progress=replace(progress, elapsed_s=clock() - submitted))
             on_death()

@@ -136,8 +136,6 @@ class Sharing:
         parts = self._parts.by_model.values()
         return SharingStats(
             num_peers=len(self._neighbours.peers),
-            num_prefix_tokens=sum(part.engine.num_prefix_tokens for part in parts),
-            num_prefix_hits=sum(part.engine.num_prefix_hits for part in parts),
             num_prefix_fetches=prefixes.num_fetches,
             num_prefix_tokens_fetched=prefixes.num_tokens,
             num_prefix_bytes_fetched=prefixes.num_bytes,

@@ -10,7 +10,7 @@ from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.gate import active_rows
 from pasta_ray.engine.guest import GuestRun
 from pasta_ray.engine.masks import build_masks
-from pasta_ray.engine.messages import BodyNews, BodyRequest, Events, Request
+from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
 from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
 from pasta_ray.engine.prefix_store import PrefixStore
 from pasta_ray.engine.resume import resume
@@ -74,6 +74,10 @@ class Decoder:
     def num_requests(self) -> int:
         return len(self._runs)
 
+    @property
+    def counters(self) -> Counters:
+        return self.engine.counters
+
     def submit(self, request: Request | BodyRequest) -> None:
         """Take in a request, or a body of one that is decoded elsewhere. Raises InputError for one that can never run
         here."""
@@ -136,9 +140,9 @@ class Decoder:
         return news
 
     def _engine_step(self) -> list[StepOutput]:
-        num_before, start = self.engine.num_fed, time.perf_counter()
+        num_before, start = self.engine.counters.num_rows, time.perf_counter()
         outputs = self.engine.step()
-        num_rows = self.engine.num_fed - num_before
+        num_rows = self.engine.counters.num_rows - num_before
         if self.curve is not None and num_rows:
             self.curve.observe(num_rows, time.perf_counter() - start)
         return outputs

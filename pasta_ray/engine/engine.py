@@ -13,7 +13,7 @@ from pasta_ray.engine.commit import StepOutput, accept, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
 from pasta_ray.engine.kv import KVBlock
-from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
+from pasta_ray.engine.messages import MAIN_BRANCH, Counters, Sampling
 from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
 from pasta_ray.engine.reuse import PrefixReuse
@@ -52,8 +52,8 @@ class Engine:
         self.runner = Runner(self.model)
         self.pool = Pool(self.model.kv_shape, config.max_kv_bytes)
         self.prefixes = PrefixReuse(config.prefix_cache_bytes)
-        self.num_fed = 0  # tokens, of all steps
         self._requests: dict[Slab, Tenant] = {}  # in order of arrival
+        self._num_steps = self._num_rows = 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -113,6 +113,18 @@ class Engine:
     def num_prefix_hits(self) -> int:
         """Tokens of those that were found, and not prefilled."""
         return self.prefixes.num_found
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(
+            self._num_steps,
+            self._num_rows,
+            self.kv_bytes,
+            self.num_waiting,
+            self.num_preemptions,
+            self.num_prefix_tokens,
+            self.num_prefix_hits,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -328,7 +340,8 @@ class Engine:
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []
-            self.num_fed += sum(feed.num_tokens for feeds in batch for feed in feeds)
+            self._num_steps += 1
+            self._num_rows += sum(feed.num_tokens for feeds in batch for feed in feeds)
             fed = [self._requests[feeds[0].branch.slab] for feeds in batch]
             reading = [tenant for tenant in fed if tenant.main.num_fed < tenant.num_prompt]
             outputs = commit(batch, self.runner.run(batch), self.masks)

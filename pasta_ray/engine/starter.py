@@ -43,6 +43,7 @@ class Starter:
         budget = body_budget(tokens_predicted)
         forced = tuple(body.tokens)
         self.farm.send(
-            replica, BodyRequest(request.id, body.path, request.model, context, forced, budget, request.sampling)
+            replica,
+            BodyRequest(request.id, body.path, request.model, context, forced, budget, request.sampling, request.trace),
         )
         return replica

@@ -1,6 +1,5 @@
 """The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +12,10 @@ from ray.serve.config import DeploymentActorConfig
 from pasta_ray.actors.cluster import COORDINATOR_OPTIONS, Cluster, CoordinatorActor
 from pasta_ray.actors.loading import LoadDecoder, LoadModels, LoadTokenizer, TokenizerLike
 from pasta_ray.actors.messages import ClusterSpec, DecoderFactory
+from pasta_ray.logs import configure
 from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
 from pasta_ray.serve.http import create_app
+from pasta_ray.serve.metrics import RayMeter, cluster_metrics
 from pasta_ray.serve.models import Models, read_models
 from pasta_ray.serve.security import read_keys
 from pasta_ray.serve.service import Service
@@ -54,6 +55,7 @@ def make_app(
         max_ongoing=config.max_ongoing_requests,
         max_queued=config.max_queued_requests,
         placement=config.placement,
+        log=config.log,
     )
     admitted = config.max_ongoing_requests + config.max_queued_requests + PROXY_HEADROOM
     deployment = serve.deployment(
@@ -61,6 +63,7 @@ def make_app(
         num_replicas=config.num_ingress,
         max_ongoing_requests=admitted,  # the coordinator sheds load, with a status and a reason; Serve should not
         ray_actor_options={"num_cpus": 0},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # we log responses, with their ids
         deployment_actors=[
             DeploymentActorConfig(
                 name=COORDINATOR_NAME,
@@ -83,14 +86,12 @@ class Ingress:
         make_tokenizer: Callable[[], TokenizerLike],
         keys: frozenset[str] = frozenset(),
     ) -> None:
-        logger = logging.getLogger("pasta_ray")
-        logger.setLevel(logging.INFO)
-        logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
-        self._service = Service(config, models, Cluster(find_coordinator), make_tokenizer())
+        configure(config.log)
+        self._service = Service(config, models, Cluster(find_coordinator), make_tokenizer(), RayMeter())
         self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._keys)
+        return create_app(self._service, self._keys, cluster_metrics, behind_serve=True)
 
 
 def find_coordinator() -> Any:

@@ -89,8 +89,20 @@ class SftConfig(RunConfig):
 
     documents: list[Path] = Field(min_length=1, description="JSONL files that `pasta-ray annotate` writes")
     val_documents: list[Path] = Field([], description="the same, held out: their loss is taken at every checkpoint")
+    leave_out: tuple[Literal["topics", "syncs"], ...] = Field(
+        (), description="an ablation: annotation that the model is not to learn"
+    )
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
     batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
+    grammar_weight: float = Field(
+        0.0, ge=0, description="of −log of the probability that the tag grammar leaves, beside the labels' loss"
+    )
+
+    @model_validator(mode="after")
+    def _check_grammar(self) -> Self:
+        if self.grammar_weight and self.language != "pasta":
+            raise ValueError(f"grammar_weight: goes with language pasta, not {self.language}")
+        return self
 
 
 class PreferConfig(RunConfig):

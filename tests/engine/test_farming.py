@@ -121,10 +121,10 @@ def test_every_body_elsewhere_gives_the_same_answers(field: Field, alone: dict[s
 def test_a_returning_body_is_not_computed_again(field: Field, alone: dict[str, Report]) -> None:
     """Guards against a join that prefills what came from elsewhere: of each body one token is fed at home, its last."""
     number = max(range(NUM_REQUESTS), key=lambda number: alone[f"r{number}"].parallel.num_promises)
-    before = field.home.engine.num_fed
+    before = field.home.counters.num_rows
     cached = field.home.engine.num_prefix_hits
     main, *bodies = report(field.answer([ask(number)])[f"r{number}"]).branches
-    num_fed = field.home.engine.num_fed - before
+    num_fed = field.home.counters.num_rows - before
     num_cached = field.home.engine.num_prefix_hits - cached
     assert len(bodies) == 5
     last = 1 if main.tokens else 0  # of the main branch is never fed
@@ -187,10 +187,10 @@ def test_bodies_that_wait_give_the_same_answers(home: Decoder, alone: dict[str, 
                 home.submit(each)
             events: dict[str, list[Event]] = {each.id: [] for each in requests}
             while home.busy:
-                before = home.engine.num_fed
+                before = home.counters.num_rows
                 for message in home.step():
                     events[message.request_id] += message.events
-                rows.append(home.engine.num_fed - before)
+                rows.append(home.counters.num_rows - before)
             for id_, own in events.items():
                 assert report(own).document == alone[id_].document
     finally:
