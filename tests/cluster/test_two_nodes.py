@@ -87,14 +87,15 @@ def nodes() -> Iterator[Nodes]:
     processes = []
     for number, own in enumerate((head, other)):
         ports = [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={folder}/{number}"]
-        log = (folder / f"{number}.log").open("wb")
         start = [BIN / "ray", "start", *own, *common, *ports]
-        processes.append(subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True))
+        with (folder / f"{number}.log").open("wb") as log:
+            process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
+        processes.append(process)
         time.sleep(8 if own is head else 0)
     cluster = Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, processes)
     try:
         until(
-            lambda: "2 CPU" in cluster.ray("status", check=False) or "/4.0 CPU" in cluster.ray("status", check=False),
+            lambda: "/4.0 CPU" in cluster.ray("status", check=False),
             "two nodes",
         )
         yield cluster
@@ -102,9 +103,10 @@ def nodes() -> Iterator[Nodes]:
         for process in reversed(processes):
             os.killpg(process.pid, signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 
