@@ -31,14 +31,15 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     async def chat(body: ChatBody) -> Response:
         """Answer a conversation."""
         requests = service.chat(body)
-        return await _respond(service, requests, body, ChatShape(requests[0].id, body.model))
+        return await _respond(service, requests, body, ChatShape(requests[0].id, body.model, body.num_logprobs))
 
     @app.post("/v1/completions")
     async def complete(body: CompletionBody) -> Response:
         """Continue a text."""
         requests = service.completion(body)
         echoes = body.prompt if body.echo else [""] * len(body.prompt)
-        return await _respond(service, requests, body, CompletionShape(requests[0].id, body.model, echoes))
+        shape = CompletionShape(requests[0].id, body.model, body.num_logprobs, echoes)
+        return await _respond(service, requests, body, shape)
 
     def model_card(name: str) -> dict[str, Any]:
         root = service.models.find(name).name

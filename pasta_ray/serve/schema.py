@@ -1,15 +1,18 @@
 """The request bodies of the OpenAI API, as far as they are served. What is not served is refused by name.
 
-Fields that change nothing at their neutral value (``presence_penalty: 0``, ``logprobs: false``, ``store: false``) are
-accepted at that value, because clients send them; docs/http.md has them all.
+Fields that change nothing at their neutral value (``presence_penalty: 0``, ``store: false``) are accepted at it,
+because clients send them; docs/http.md has them all.
 """
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 
+from pasta_ray.engine.messages import MAX_LOGPROBS
+
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
+MAX_COMPLETION_LOGPROBS = 5
 
 
 def _refuse(value: object) -> None:
@@ -127,6 +130,11 @@ class Generation(Body):
         return self.max_tokens
 
     @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens to give in each one's place; None without log-probabilities."""
+        return None
+
+    @property
     def caller(self) -> str | None:
         """Who asks, as far as the request says."""
         return self.user
@@ -145,7 +153,10 @@ class ChatBody(Generation):
     )
     safety_identifier: str | None = Field(default=None, max_length=128, description="the newer name of user")
 
-    logprobs: Literal[False] | None = Field(default=None, description="likelihoods of tokens are not served")
+    logprobs: bool | None = Field(default=None, description="the log-probability of each token of the text")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="so many of the likeliest tokens in each one's place"
+    )
     metadata: dict[str, str] | None = Field(default=None, max_length=0)
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: Literal["none"] | None = None
@@ -158,7 +169,17 @@ class ChatBody(Generation):
     prediction: Unsupported = None
     prompt_cache_key: Unsupported = None
     prompt_cache_retention: Unsupported = None
-    top_logprobs: Unsupported = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError(f"is {value} without logprobs: true; allowed: with it")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -175,7 +196,12 @@ class CompletionBody(Generation):
     prompt: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="a text, or several")
     echo: bool | None = Field(default=None, description="begin the answer with the prompt")
     best_of: int | None = Field(default=None, description="n, or 1 where there is no n")
-    logprobs: Unsupported = None
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COMPLETION_LOGPROBS,
+        description="each token's log-probability, and the likeliest ones'",
+    )
     suffix: Unsupported = None
 
     @field_validator("prompt", mode="before")
@@ -186,6 +212,17 @@ class CompletionBody(Generation):
         if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
             raise ValueError("token ids are not supported, since they could be tags; allowed: text")
         return value
+
+    @field_validator("logprobs")
+    @classmethod
+    def _of_the_answer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("echo"):
+            raise ValueError("goes without echo: a prompt's log-probabilities are not computed")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     @field_validator("best_of")
     @classmethod
