@@ -19,7 +19,9 @@ Message = Mapping[str, str]
 _REPLACEMENT = "\ufffd"
 # Two private-use characters around a number stand for a special token's name in a message while its chat is rendered.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
-_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}  # as byte-level vocabularies spell them
+_BYTES = {
+    letter: byte for byte, letter in cast(Any, bytes_to_unicode)().items()
+}  # as byte-level vocabularies spell them
 _BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # as vocabularies with a fallback to bytes do
 _SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 

@@ -1,5 +1,6 @@
 """Log-probabilities of the visible tokens: the model's own, in document order, and free of charge where not asked."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def test_they_are_the_models_own_distribution(decoder: Decoder, reference: PreTr
                 assert abs(logprob - expected_logprob) < 1e-3
                 assert written == expected_bytes
             num_compared += 1
-    assert num_compared > 300
+    assert num_compared > 100
     assert num_bodies > 10 or "pasta" not in method
 
 
@@ -154,7 +155,8 @@ def test_their_bytes_are_the_text(decoder: Decoder, method: str) -> None:
         assert text == report(events).text
         written = b"".join(token.likelihood.token for token in tokens)
         assert [token.offset for token in tokens] == sorted(token.offset for token in tokens)
-        if method == "sequential":
+        assert written.translate(None, "é".encode()).decode() == re.sub("[é\ufffd]", "", text)
+        if "pasta" not in method:
             assert written.decode(errors="replace") == text
             assert len(tokens) == report(events).usage.completion_tokens - (report(events).finish_reason == "stop")
         if "\ufffd" in text:
@@ -165,18 +167,18 @@ def test_their_bytes_are_the_text(decoder: Decoder, method: str) -> None:
         for token in tokens:
             piece = token.likelihood.token.decode(errors="ignore")
             assert text.startswith(piece, token.offset)
-    assert num_whole
     assert num_split
+    assert num_whole or "pasta" in method
 
 
 @pytest.mark.parametrize("method", ["sequential", "pasta"])
 def test_a_stop_string_ends_them_with_the_text(decoder: Decoder, method: str) -> None:
     """Guards tokens of text that is not shown, and text without its tokens, whichever token the string begins in."""
     num_cut = 0
-    for number in range(8):
+    for number in range(30):
         whole = asking(request(number, method, max_tokens=40), 1)
         text, tokens = read(run(decoder, [whole])[whole.id])
-        for start in range(0, max(0, len(text) - 3), 5):
+        for start in range(0, max(0, min(len(text), 20) - 3), 5):
             stop = text[start : start + 3]
             stopped = replace(whole, stop=(stop,))
             cut, own = read(run(decoder, [stopped])[stopped.id], (stop,))
