@@ -2,13 +2,26 @@
 
 import dataclasses
 import time
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import Body, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from pasta_ray.engine.messages import Request
+from pasta_ray.serve.description import (
+    CHAT_EXAMPLES,
+    COMPLETION_EXAMPLES,
+    GENERATING,
+    LOOKING,
+    ChatAnswer,
+    CompletionAnswer,
+    HealthBody,
+    ModelCard,
+    ModelList,
+    describe,
+    responses,
+)
 from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
@@ -21,20 +34,21 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
+    describe(app, keys=bool(keys))
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
     started = int(time.time())
 
-    @app.post("/v1/chat/completions")
-    async def chat(body: ChatBody) -> Response:
+    @app.post("/v1/chat/completions", responses=responses(ChatAnswer, *GENERATING, streams=True))
+    async def chat(body: Annotated[ChatBody, Body(openapi_examples=CHAT_EXAMPLES)]) -> Response:
         """Answer a conversation."""
         requests = service.chat(body)
         return await _respond(service, requests, body, ChatShape(requests[0].id, body.model, body.num_logprobs))
 
-    @app.post("/v1/completions")
-    async def complete(body: CompletionBody) -> Response:
+    @app.post("/v1/completions", responses=responses(CompletionAnswer, *GENERATING, streams=True))
+    async def complete(body: Annotated[CompletionBody, Body(openapi_examples=COMPLETION_EXAMPLES)]) -> Response:
         """Continue a text."""
         requests = service.completion(body)
         echoes = body.prompt if body.echo else [""] * len(body.prompt)
@@ -45,16 +59,20 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
         root = service.models.find(name).name
         return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": root}
 
-    @app.get("/v1/models")
+    @app.head("/v1/models", include_in_schema=False)
+    @app.get("/v1/models", responses=responses(ModelList, *LOOKING))
     async def models() -> dict[str, Any]:
         """What is served. An alias has a card too, whose ``root`` is the model's own name."""
         return {"object": "list", "data": [model_card(name) for name in service.models.by_name]}
 
-    @app.get("/v1/models/{model:path}")
+    @app.head("/v1/models/{model:path}", include_in_schema=False)
+    @app.get("/v1/models/{model:path}", responses=responses(ModelCard, *LOOKING, 404))
     async def model_named(model: str) -> dict[str, Any]:
+        """One of them. A name may hold slashes."""
         return model_card(model)
 
-    @app.get("/health")
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", responses=responses(HealthBody, 503))
     async def health() -> dict[str, Any]:
         """Status 200 once a replica can decode, 503 before. Every replica holds every model."""
         cluster = await service.check_ready()

@@ -4,9 +4,10 @@ Fields that change nothing at their neutral value (``presence_penalty: 0``, ``st
 because clients send them; docs/http.md has them all.
 """
 
+import reprlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 
 from pasta_ray.engine.messages import MAX_LOGPROBS
 
@@ -21,8 +22,20 @@ def _refuse(value: object) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # plain repr recurses into whatever a client has nested
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _several(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"is {_short(value)}; allowed: a string, or a list")
+    return value
+
+
+def _one_or_several(one: dict[str, Any], several: dict[str, Any], **bounds: int) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [one, {"type": "array", "items": several, **bounds}]})
 
 
 Unsupported = Annotated[None, BeforeValidator(_refuse)]
@@ -30,7 +43,9 @@ Unsupported = Annotated[None, BeforeValidator(_refuse)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Types as JSON has them: ``"1"`` is no number, and ``1`` no boolean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TextPart(Body):
@@ -38,11 +53,23 @@ class TextPart(Body):
     text: str
 
 
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return [TextPart(type="text", text=value)]
+    if not isinstance(value, list):
+        raise ValueError(f"is {_short(value)}; allowed: a string, or a list of parts of type text")
+    return value
+
+
 class Message(Body):
     """One turn of the conversation. The fields of an answer that hold nothing here may be sent back as null."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_parts),
+        _one_or_several({"type": "string"}, TextPart.model_json_schema()),
+    ]
     refusal: None = None
     annotations: list[Any] | None = Field(default=None, max_length=0)
     audio: None = None
@@ -51,7 +78,7 @@ class Message(Body):
 
     def plain(self) -> dict[str, str]:
         """Role and text as the chat template takes them; a developer's message is a system message."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
@@ -75,6 +102,16 @@ class ResponseFormat(Body):
     type: Literal["text"]
 
 
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_several),
+    _one_or_several(_STOP, _STOP, maxItems=MAX_STOPS),
+]
+Zero = Annotated[float | None, WithJsonSchema({"enum": [0, None]})]
+
+
 class Generation(Body):
     """What chats and completions have in common."""
 
@@ -96,15 +133,17 @@ class Generation(Body):
         description="when absent, every answer at a temperature above 0 is another; choice i is sampled with seed + i",
     )
     n: int | None = Field(default=None, ge=1, description="answers to each prompt")
-    stop: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]] | None = Field(
-        default=None, max_length=MAX_STOPS, description="a string or several: the answer ends before the first of them"
+    stop: Stops | None = Field(
+        default=None, description="a string or several: the answer ends before the first of them"
     )
     user: str | None = Field(default=None, max_length=256, description="stands in the log beside the answer")
     pasta: PastaOptions = PastaOptions()
 
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Zero = None
+    frequency_penalty: Zero = None
+    logit_bias: Annotated[dict[str, float] | None, WithJsonSchema({"type": ["object", "null"], "maxProperties": 0})] = (
+        None
+    )
 
     @field_validator("stream_options")
     @classmethod
@@ -112,11 +151,6 @@ class Generation(Body):
         if value is not None and not info.data.get("stream"):
             raise ValueError("is there without stream: true; allowed: with it")
         return value
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _several(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
     @classmethod
@@ -190,10 +224,25 @@ class ChatBody(Generation):
         return self.safety_identifier or self.user
 
 
+def _texts(value: object) -> object:
+    if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+        raise ValueError("token ids are not supported, since they could be tags; allowed: text")
+    return _several(value)
+
+
+_PROMPT = {"type": "string", "minLength": 1}
+Prompts = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(min_length=1),
+    BeforeValidator(_texts),
+    _one_or_several(_PROMPT, _PROMPT, minItems=1),
+]
+
+
 class CompletionBody(Generation):
     """POST /v1/completions: the prompt is continued as it is, without a chat template."""
 
-    prompt: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="a text, or several")
+    prompt: Prompts = Field(description="a text, or several")
     echo: bool | None = Field(default=None, description="begin the answer with the prompt")
     best_of: int | None = Field(default=None, description="n, or 1 where there is no n")
     logprobs: int | None = Field(
@@ -203,15 +252,6 @@ class CompletionBody(Generation):
         description="each token's log-probability, and the likeliest ones'",
     )
     suffix: Unsupported = None
-
-    @field_validator("prompt", mode="before")
-    @classmethod
-    def _texts(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [value]
-        if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
-            raise ValueError("token ids are not supported, since they could be tags; allowed: text")
-        return value
 
     @field_validator("logprobs")
     @classmethod
