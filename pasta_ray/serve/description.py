@@ -1,6 +1,6 @@
 """What the OpenAPI description says of answers and errors. Nothing is validated with these models but in tests."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from fastapi import FastAPI
@@ -154,6 +154,13 @@ _ERRORS = {
 _WAIT = {"Retry-After": {"description": "seconds", "schema": {"type": "integer", "minimum": 1}}}
 _SSE_EXAMPLE = 'data: {"id": "chatcmpl-1", "object": "chat.completion.chunk", …}\n\ndata: [DONE]\n\n'
 
+_EVENT = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {"data": {"type": "string", "description": "a chunk in JSON, or [DONE]"}},
+}
+"""One event, as OpenAPI 3.2 describes streams, and FastAPI its own."""
+
 Responses = dict[int | str, dict[str, Any]]
 
 
@@ -167,7 +174,7 @@ def responses(answer: type[BaseModel] | None, *statuses: int, streams: bool = Fa
     if answer is not None:
         described[200] = {"model": answer, "description": "the answer"}
     if streams:
-        event_stream = {"schema": {"type": "string"}, "example": _SSE_EXAMPLE}
+        event_stream = {"itemSchema": _EVENT, "example": _SSE_EXAMPLE}
         described[200] |= {
             "description": "the answer; with `stream: true` as server-sent events, the last of which is `[DONE]`",
             "content": {"text/event-stream": event_stream},
@@ -179,8 +186,9 @@ GENERATING = (400, 401, 403, 404, 408, 413, 429, 500, 503, 504)
 LOOKING = (401, 403)
 
 
-def describe(app: FastAPI, *, keys: bool) -> None:
-    """Make ``app`` describe itself as it is: errors in one shape, and a bearer key where there are ``keys``."""
+def describe(app: FastAPI, names: Sequence[str], *, keys: bool) -> None:
+    """Make ``app`` describe itself as it is: models by their ``names``, errors in one shape, and a bearer key where
+    there are ``keys``."""
 
     def openapi() -> Mapping[str, Any]:
         if app.openapi_schema is None:
@@ -188,6 +196,8 @@ def describe(app: FastAPI, *, keys: bool) -> None:
             for operations in schema["paths"].values():
                 for operation in operations.values():
                     operation["responses"].pop("422", None)  # FastAPI's own, which the error handlers replace
+            for body in ("ChatBody", "CompletionBody"):
+                schema["components"]["schemas"][body]["properties"]["model"]["enum"] = list(names)
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(unused, None)
             if keys:

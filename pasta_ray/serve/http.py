@@ -34,7 +34,7 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
-    describe(app, keys=bool(keys))
+    describe(app, list(service.models.by_name), keys=bool(keys))
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]

@@ -91,7 +91,8 @@ class PastaOptions(Body):
     """This service's own options."""
 
     method: str | None = Field(
-        default=None, description="sequential, pasta, sot or apar; the default depends on the model"
+        default=None,
+        description="sequential, pasta, speculative, pasta+speculative, sot or apar; the default depends on the model",
     )
     max_branches: int | None = Field(default=None, ge=1, description="bodies decoded at the same time, at most")
     router: bool = Field(default=False, description="sot: ask the model first whether the question suits it")
