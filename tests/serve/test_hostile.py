@@ -1,0 +1,119 @@
+"""Malformed and hostile requests over real sockets: each is refused clearly or answered rightly, and leaves nothing."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from pasta_ray.serve import security
+from tests.serve.hostile import Attack, Outcome, attacks, complaint, launch_all, request
+from tests.serve.listening import Listening, listening
+from tests.serve.test_http import MODEL, chat
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Listening]:
+    with listening() as service:
+        yield service
+
+
+def withstands(port: int, seed: int, num: int) -> Counter[str]:
+    """Launch so many attacks; how many there were of each kind. Every answer must be a right one or a clear refusal."""
+    outcomes = asyncio.run(launch_all(attacks(seed, num, MODEL), port))
+    wrong = [(outcome.attack.kind, why, outcome) for outcome in outcomes if (why := complaint(outcome))]
+    assert not wrong, f"{len(wrong)} of {num}, first: {str(wrong[0])[:3000]}"
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=chat("a fork b"), timeout=20)
+    assert answer.json()["choices"][0]["message"]["content"] == "a one two three b "
+    assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    return Counter(outcome.attack.kind for outcome in outcomes)
+
+
+def test_a_hundred_and_fifty_hostile_requests(service: Listening) -> None:
+    assert len(withstands(service.port, seed=1, num=150)) == 13
+    assert service.settles_at_zero()
+
+
+@pytest.mark.slow
+def test_a_thousand_hostile_requests(service: Listening) -> None:
+    assert min(withstands(service.port, seed=2, num=1000).values()) > 30
+    assert service.settles_at_zero()
+
+
+def test_an_unread_stream_holds_no_slots_and_is_there_when_it_is_read(service: Listening) -> None:
+    """Guards the engine against readers who are slow on purpose: text waits, slots do not."""
+    text = "it " * 2200
+    body = json.dumps(chat(text, stream=True, max_tokens=4096)).encode()
+
+    async def scenario() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(request(body=body))
+        assert (await reader.read(100)).startswith(b"HTTP/1.1 200")
+        assert await asyncio.to_thread(service.settles_at_zero)
+        assert httpx.get(f"{service.url}/health").status_code == 200
+        rest = await reader.read()
+        writer.close()
+        return rest
+
+    rest = asyncio.run(scenario())
+    assert rest.count(b'"content":"it ') > 100
+    assert rest.count(b"it ") >= 2 * 2200  # in chunks, and in the report
+    assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(service: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards workers against clients who promise a body, or send it byte by byte."""
+    monkeypatch.setattr(security, "BODY_TIMEOUT_S", 0.3)
+    raw = request(body=json.dumps(chat("x")).encode())
+
+    async def scenario() -> list[Outcome]:
+        step_by_step = tuple(raw[at : at + 10] for at in range(0, len(raw), 10))
+        return await launch_all([Attack("slow", (raw[:-5],)), Attack("slow", step_by_step, 0.05)], service.port)
+
+    started = time.monotonic()
+    for outcome in asyncio.run(scenario()):
+        assert outcome.answer is not None
+        assert outcome.answer.startswith(b"HTTP/1.1 408")
+        assert b"the body took longer than 0.3 s" in outcome.answer
+        assert complaint(outcome) is None
+    assert time.monotonic() - started < 5
+
+
+def test_half_a_request_keeps_nobody_else_waiting(service: Listening) -> None:
+    """Guards against a slow head: two hundred open connections that have sent half of one."""
+
+    async def scenario() -> float:
+        connections = [await asyncio.open_connection("127.0.0.1", service.port) for _ in range(200)]
+        for _, writer in connections:
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nX-Slow: ")
+        started = time.monotonic()
+        async with httpx.AsyncClient() as client:
+            answer = await client.post(f"{service.url}/v1/chat/completions", json=chat("hello"))
+        assert answer.status_code == 200
+        for _, writer in connections:
+            writer.close()
+        return time.monotonic() - started
+
+    assert asyncio.run(scenario()) < 5
+
+
+def test_a_wrong_method_says_which_is_right_and_head_is_answered(service: Listening) -> None:
+    wrong = httpx.options(f"{service.url}/v1/chat/completions")
+    assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
+    assert wrong.json()["error"]["message"] == "OPTIONS /v1/chat/completions: Method Not Allowed"
+    for path in ("/health", "/v1/models", f"/v1/models/{MODEL}"):
+        head, whole = httpx.head(service.url + path), httpx.get(service.url + path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["Content-Length"] == str(len(whole.content))
+    assert httpx.head(f"{service.url}/v1/models/none").status_code == 404
+
+
+def test_who_asks_too_often_is_told_when_to_come_back() -> None:
+    with listening(requests_per_minute=2) as service:
+        answers = [httpx.post(f"{service.url}/v1/chat/completions", json=chat("x")) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert 1 <= int(answers[2].headers["Retry-After"]) <= 30
+    assert answers[2].json()["error"]["code"] == "rate_limit_exceeded"
