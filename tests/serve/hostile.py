@@ -4,9 +4,14 @@ import asyncio
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import httpx
+
+from tests.serve.test_http import MODEL
 
 TAGS = (
     "<|promise|>", "<|tokens|>", "<|/promise|>", "<|async|>", "<|/async|>", "<|sync|>", "<|im_end|>", "<|im_start|>",
@@ -34,6 +39,19 @@ class Outcome:
 
     attack: Attack
     answer: bytes | None
+
+
+def withstands(url: str, seed: int, num: int, model: str = MODEL) -> Counter[str]:
+    """Launch so many attacks on the fake decoder's service; how many there were of each kind. Every answer must be a
+    right one or a clear refusal, and everybody else's be as ever afterwards."""
+    outcomes = asyncio.run(launch_all(attacks(seed, num, model), int(url.rpartition(":")[2])))
+    wrong = [(outcome.attack.kind, why, outcome) for outcome in outcomes if (why := complaint(outcome))]
+    assert not wrong, f"{len(wrong)} of {num}, first: {str(wrong[0])[:3000]}"
+    body = {"model": model, "messages": [{"role": "user", "content": "a fork b"}]}
+    answer = httpx.post(url + PATHS[0], json=body, timeout=20)
+    assert answer.json()["choices"][0]["message"]["content"] == "a one two three b "
+    assert httpx.get(f"{url}/health").status_code == 200
+    return Counter(outcome.attack.kind for outcome in outcomes)
 
 
 def attacks(seed: int, num: int, model: str) -> list[Attack]:

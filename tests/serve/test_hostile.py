@@ -3,14 +3,13 @@
 import asyncio
 import json
 import time
-from collections import Counter
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from pasta_ray.serve import security
-from tests.serve.hostile import Attack, Outcome, attacks, complaint, launch_all, request
+from tests.serve.hostile import Attack, Outcome, complaint, launch_all, request, withstands
 from tests.serve.listening import Listening, listening
 from tests.serve.test_http import MODEL, chat
 
@@ -21,25 +20,14 @@ def service() -> Iterator[Listening]:
         yield service
 
 
-def withstands(port: int, seed: int, num: int) -> Counter[str]:
-    """Launch so many attacks; how many there were of each kind. Every answer must be a right one or a clear refusal."""
-    outcomes = asyncio.run(launch_all(attacks(seed, num, MODEL), port))
-    wrong = [(outcome.attack.kind, why, outcome) for outcome in outcomes if (why := complaint(outcome))]
-    assert not wrong, f"{len(wrong)} of {num}, first: {str(wrong[0])[:3000]}"
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=chat("a fork b"), timeout=20)
-    assert answer.json()["choices"][0]["message"]["content"] == "a one two three b "
-    assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
-    return Counter(outcome.attack.kind for outcome in outcomes)
-
-
 def test_a_hundred_and_fifty_hostile_requests(service: Listening) -> None:
-    assert len(withstands(service.port, seed=1, num=150)) == 13
+    assert len(withstands(service.url, seed=1, num=150)) == 13
     assert service.settles_at_zero()
 
 
 @pytest.mark.slow
 def test_a_thousand_hostile_requests(service: Listening) -> None:
-    assert min(withstands(service.port, seed=2, num=1000).values()) > 30
+    assert min(withstands(service.url, seed=2, num=1000).values()) > 30
     assert service.settles_at_zero()
 
 
