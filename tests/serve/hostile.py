@@ -71,6 +71,9 @@ async def launch(attack: Attack, port: int) -> Outcome:
                 await writer.drain()
                 await asyncio.sleep(attack.pause_s)
             answer = await reading
+    except TimeoutError:
+        hung = repr((attack.kind, attack.pieces[0][:500], attack.pieces[-1][-500:]))
+        raise AssertionError(f"no answer in {READ_TIMEOUT_S} s: {hung}") from None
     except ConnectionError:
         answer = await reading
     finally:
