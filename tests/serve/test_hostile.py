@@ -13,6 +13,8 @@ from tests.serve.hostile import Attack, Outcome, complaint, launch_all, request,
 from tests.serve.listening import Listening, listening
 from tests.serve.test_http import MODEL, chat
 
+JSON = {"Content-Type": "application/json"}
+
 
 @pytest.fixture(scope="module")
 def service() -> Iterator[Listening]:
@@ -97,6 +99,21 @@ def test_a_wrong_method_says_which_is_right_and_head_is_answered(service: Listen
         assert (head.status_code, head.content) == (200, b"")
         assert head.headers["Content-Length"] == str(len(whole.content))
     assert httpx.head(f"{service.url}/v1/models/none").status_code == 404
+
+
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+def test_a_body_that_does_not_say_it_is_json_is_told_so(service: Listening, kind: str | None) -> None:
+    """Guards who forgets the header with curl, which then sends a form's; and against other sites' forms."""
+    headers = {} if kind is None else {"Content-Type": kind}
+    body = json.dumps(chat("x")).encode()
+    answer = httpx.post(f"{service.url}/v1/chat/completions", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, None)
+    assert answer.json()["error"]["message"] == f"Content-Type is {kind!r}; allowed: application/json"
+    assert (
+        "not JSON" in httpx.post(f"{service.url}/v1/completions", content=b"{", headers=JSON).json()["error"]["message"]
+    )
+    empty = httpx.post(f"{service.url}/v1/completions", headers=JSON).json()["error"]
+    assert empty["message"] == "the body: Field required"
 
 
 def test_who_asks_too_often_is_told_when_to_come_back() -> None:
