@@ -329,8 +329,10 @@ def leaving(rng: random.Random, model: str) -> Attack:
         "max_tokens": 4000,
         "n": rng.randint(1, 3),
     }
-    raw = request(body=json.dumps(body | {"stream": rng.random() < 0.7}).encode())
-    return Attack("leaving", (raw,), rng.choice([0.0, 0.05, 0.3]), leaves_after=rng.choice([0, 0, 1, 500]))
+    stream = rng.random() < 0.7
+    raw = request(body=json.dumps(body | {"stream": stream}).encode())
+    leaves_after = rng.choice([0, 1, 500]) if stream else 0
+    return Attack("leaving", (raw,), rng.choice([0.0, 0.05, 0.3]), leaves_after)
 
 
 KINDS: tuple[Callable[[random.Random, str], Attack], ...] = (
