@@ -284,8 +284,8 @@ def no_http(rng: random.Random, model: str) -> Attack:
         request(body=body, headers=(json_type, ("Content-Length", "abc"))),
         request(body=body, headers=(json_type, ("Transfer-Encoding", "chunked"))),
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n",
-        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
     ])  # fmt: skip
     return Attack("no http", (raw,), is_http=False)
 
