@@ -5,6 +5,7 @@ import time
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
+from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
@@ -23,6 +24,7 @@ from pasta_ray.serve.description import (
     responses,
 )
 from pasta_ray.serve.errors import add_error_handlers
+from pasta_ray.serve.leaving import unless_left
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
@@ -32,7 +34,11 @@ from pasta_ray.serve.streaming import Chunks, EventStream, event_lines
 
 def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
-    app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
+    app = FastAPI(
+        title="PASTA-Ray",
+        description="Answers decoded in parallel, behind the OpenAI API.",
+        redirect_slashes=False,  # a redirect repeats the Host header, and is no error of OpenAI's
+    )
     add_error_handlers(app)
     describe(app, list(service.models.by_name), keys=bool(keys))
     app.add_middleware(Guard, config=service.config, keys=keys)
@@ -42,18 +48,21 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     started = int(time.time())
 
     @app.post("/v1/chat/completions", responses=responses(ChatAnswer, *GENERATING, streams=True))
-    async def chat(body: Annotated[ChatBody, Body(openapi_examples=CHAT_EXAMPLES)]) -> Response:
+    async def chat(body: Annotated[ChatBody, Body(openapi_examples=CHAT_EXAMPLES)], caller: HttpRequest) -> Response:
         """Answer a conversation."""
         requests = service.chat(body)
-        return await _respond(service, requests, body, ChatShape(requests[0].id, body.model, body.num_logprobs))
+        shape = ChatShape(requests[0].id, body.model, body.num_logprobs)
+        return await unless_left(caller.receive, _respond(service, requests, body, shape))
 
     @app.post("/v1/completions", responses=responses(CompletionAnswer, *GENERATING, streams=True))
-    async def complete(body: Annotated[CompletionBody, Body(openapi_examples=COMPLETION_EXAMPLES)]) -> Response:
+    async def complete(
+        body: Annotated[CompletionBody, Body(openapi_examples=COMPLETION_EXAMPLES)], caller: HttpRequest
+    ) -> Response:
         """Continue a text."""
         requests = service.completion(body)
         echoes = body.prompt if body.echo else [""] * len(body.prompt)
         shape = CompletionShape(requests[0].id, body.model, body.num_logprobs, echoes)
-        return await _respond(service, requests, body, shape)
+        return await unless_left(caller.receive, _respond(service, requests, body, shape))
 
     def model_card(name: str) -> dict[str, Any]:
         root = service.models.find(name).name

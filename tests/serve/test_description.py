@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.http import create_app
@@ -49,6 +49,7 @@ def explore(num_requests: int) -> dict[int, int]:
                 @settings(
                     max_examples=num_requests // 4 if operation.method == "post" else 4,
                     deadline=None,
+                    phases=[Phase.explicit, Phase.generate],
                     database=None,
                     derandomize=True,
                     suppress_health_check=list(HealthCheck),
@@ -72,6 +73,7 @@ def test_requests_made_from_the_description_are_answered_as_it_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_two_thousand_such_requests() -> None:
     statuses = explore(2100)
     assert sum(statuses.values()) >= 2000

@@ -40,18 +40,34 @@ def test_an_unread_stream_holds_no_slots_and_is_there_when_it_is_read(service: L
 
     async def scenario() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
-        writer.write(request(body=body))
-        assert (await reader.read(100)).startswith(b"HTTP/1.1 200")
-        assert await asyncio.to_thread(service.settles_at_zero)
-        assert httpx.get(f"{service.url}/health").status_code == 200
-        rest = await reader.read()
-        writer.close()
-        return rest
+        try:
+            writer.write(request(body=body))
+            assert (await reader.read(100)).startswith(b"HTTP/1.1 200")
+            assert await asyncio.to_thread(service.settles_at_zero)
+            assert httpx.get(f"{service.url}/health").status_code == 200
+            return await reader.read()
+        finally:
+            writer.close()
 
     rest = asyncio.run(scenario())
     assert rest.count(b'"content":"it ') > 100
     assert rest.count(b"it ") >= 2 * 2200  # in chunks, and in the report
     assert rest.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_frees_the_slots(service: Listening, stream: bool) -> None:
+    """Guards answers that nobody waits for any more, on a server that does not cancel them itself, streamed or not."""
+
+    async def scenario() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", service.port)
+        writer.write(request(body=json.dumps(chat("endless", stream=stream, max_tokens=4000)).encode()))
+        while not service.backend.loop.stats().num_requests:
+            await asyncio.sleep(0.01)
+        writer.close()
+        assert await asyncio.to_thread(service.settles_at_zero)
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(service: Listening, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,6 +110,8 @@ def test_a_wrong_method_says_which_is_right_and_head_is_answered(service: Listen
     wrong = httpx.options(f"{service.url}/v1/chat/completions")
     assert (wrong.status_code, wrong.headers["Allow"]) == (405, "POST")
     assert wrong.json()["error"]["message"] == "OPTIONS /v1/chat/completions: Method Not Allowed"
+    slash = httpx.post(f"{service.url}/v1/chat/completions/", json=chat("x"))
+    assert (slash.status_code, slash.json()["error"]["type"]) == (404, "invalid_request_error")
     for path in ("/health", "/v1/models", f"/v1/models/{MODEL}"):
         head, whole = httpx.head(service.url + path), httpx.get(service.url + path)
         assert (head.status_code, head.content) == (200, b"")
