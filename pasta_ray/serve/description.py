@@ -102,12 +102,17 @@ class CompletionAnswer(AnswerBody):
     choices: list[CompletionChoice]
 
 
+class ModelOptions(Described):
+    method: str = Field(description="answers the requests that name none")
+
+
 class ModelCard(Described):
     id: str
     object: Literal["model"]
     created: int
     owned_by: str
     root: str = Field(description="the model's own name, where id is an alias")
+    pasta: ModelOptions
 
 
 class ModelList(Described):
@@ -142,7 +147,7 @@ _ERRORS = {
     400: "a field cannot be used, or the body is not JSON",
     401: "no API key, or a wrong one",
     403: "the service has no keys, and another machine or another site's page asks",
-    404: "no such model",
+    404: "no such model, or no metrics",
     405: "no such method",
     408: "the body took too long",
     413: "the body is too large",

@@ -2,14 +2,16 @@
 
 import dataclasses
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Body, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from pasta_ray.engine.messages import Request
+from pasta_ray.errors import NotFoundError
 from pasta_ray.serve.description import (
     CHAT_EXAMPLES,
     COMPLETION_EXAMPLES,
@@ -26,14 +28,22 @@ from pasta_ray.serve.description import (
 from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.leaving import unless_left
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
+from pasta_ray.serve.page import add_page
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
 from pasta_ray.serve.service import Service
 from pasta_ray.serve.streaming import Chunks, EventStream, event_lines
+from pasta_ray.serve.tracing import Tracing
 
 
-def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
-    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
+def create_app(
+    service: Service,
+    keys: frozenset[str] = frozenset(),
+    metrics: Callable[[], Awaitable[str]] | None = None,
+    behind_serve: bool = False,
+) -> FastAPI:
+    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it, ``metrics`` gives the
+    page of /metrics. ``behind_serve``: Ray Serve's proxy returns the request's id, so that we must not."""
     app = FastAPI(
         title="PASTA-Ray",
         description="Answers decoded in parallel, behind the OpenAI API.",
@@ -41,10 +51,12 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
     )
     add_error_handlers(app)
     describe(app, list(service.models.by_name), keys=bool(keys))
+    add_page(app)
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    app.add_middleware(Tracing, meter=service.meter, returns_id=not behind_serve)
     started = int(time.time())
 
     @app.post("/v1/chat/completions", responses=responses(ChatAnswer, *GENERATING, streams=True))
@@ -65,13 +77,15 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
         return await unless_left(caller.receive, _respond(service, requests, body, shape))
 
     def model_card(name: str) -> dict[str, Any]:
-        root = service.models.find(name).name
-        return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": root}
+        model = service.models.find(name)
+        card = {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": model.name}
+        return card | {"pasta": {"method": model.method}}
 
     @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models", responses=responses(ModelList, *LOOKING))
     async def models() -> dict[str, Any]:
-        """What is served. An alias has a card too, whose ``root`` is the model's own name."""
+        """What is served. An alias has a card too, whose ``root`` is the model's own name. ``pasta.method`` answers the
+        requests that name none."""
         return {"object": "list", "data": [model_card(name) for name in service.models.by_name]}
 
     @app.head("/v1/models/{model:path}", include_in_schema=False)
@@ -90,6 +104,14 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
             "models": [dataclasses.asdict(model) for model in service.models.all],
             "replicas": [dataclasses.asdict(replica) for replica in cluster.replicas],
         }
+
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics", response_class=PlainTextResponse, responses=responses(None, *LOOKING, 404))
+    async def metrics_page() -> Response:
+        """All nodes' metrics in Prometheus' text format, some seconds old."""
+        if metrics is None:
+            raise NotFoundError("this service publishes no metrics")
+        return Response(await metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 

@@ -18,8 +18,8 @@ class ClientLeftError(PastaError):
 
 
 async def unless_left(receive: Receive, answer: Coroutine[Any, Any, T]) -> T:
-    """What ``answer`` gives. When the client leaves first it is cancelled, which frees its slots, and ClientLeftError is
-    raised. ``receive`` has given the whole body."""
+    """What ``answer`` gives. When the client leaves first, it is cancelled, which frees its slots, and ClientLeftError
+    is raised. ``receive`` has given the whole body."""
     answering, leaving = asyncio.create_task(answer), asyncio.create_task(_left(receive))
     try:
         await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
