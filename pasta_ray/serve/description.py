@@ -203,6 +203,8 @@ def describe(app: FastAPI, names: Sequence[str], *, keys: bool) -> None:
                     operation["responses"].pop("422", None)  # FastAPI's own, which the error handlers replace
             for body in ("ChatBody", "CompletionBody"):
                 schema["components"]["schemas"][body]["properties"]["model"]["enum"] = list(names)
+            metrics = schema["paths"]["/metrics"]["get"]["responses"]["200"]
+            metrics["content"] = {"text/plain": {"schema": {"type": "string"}}}
             for unused in ("HTTPValidationError", "ValidationError"):
                 schema["components"]["schemas"].pop(unused, None)
             if keys:

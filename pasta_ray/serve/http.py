@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Body, FastAPI
 from fastapi import Request as HttpRequest
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from pasta_ray.engine.messages import Request
 from pasta_ray.errors import NotFoundError
@@ -106,7 +106,7 @@ def create_app(
         }
 
     @app.head("/metrics", include_in_schema=False)
-    @app.get("/metrics", response_class=PlainTextResponse, responses=responses(None, *LOOKING, 404))
+    @app.get("/metrics", responses=responses(None, *LOOKING, 404))
     async def metrics_page() -> Response:
         """All nodes' metrics in Prometheus' text format, some seconds old."""
         if metrics is None:

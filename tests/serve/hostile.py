@@ -279,13 +279,13 @@ def no_http(rng: random.Random, model: str) -> Attack:
     raw = rng.choice([
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100) + b"\r\n\r\n", b"GET\r\n\r\n",
         b"\r\n" * 3 + b"?\r\n\r\n",
-        bytes(rng.randrange(128, 256) for _ in range(200)) + b"\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+        bytes(rng.randrange(128, 256) for _ in range(200)) + b"\r\n\r\n", b"GET /none HTTP/9.9\r\n\r\n",
         request(body=body, headers=(json_type, ("Content-Length", "-5"))),
         request(body=body, headers=(json_type, ("Content-Length", "abc"))),
         request(body=body, headers=(json_type, ("Transfer-Encoding", "chunked"))),
         b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nbad header\r\n\r\n",
         b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
-        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
+        b"GET /none HTTP/1.1\r\nHost: a\r\nConnection: close\r\nX: " + b"a" * 200_000 + b"\r\n\r\n",
     ])  # fmt: skip
     return Attack("no http", (raw,), is_http=False)
 
