@@ -21,6 +21,7 @@ from pasta_ray.engine.messages import (
     Event,
     Events,
     Finished,
+    Likelihood,
     Parallel,
     PromiseOpened,
     Report,
@@ -70,6 +71,12 @@ class _Running:
     bodies: dict[int, str] = field(default_factory=dict)
     reports: list[BranchReport] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+
+
+def _likelihoods(word: str, num_likeliest: int | None) -> tuple[Likelihood, ...]:
+    """Every word is half as likely as "the ", which is half as likely as half of a character."""
+    likeliest = ((b"\xe2", -0.25), (b"the ", -0.5))
+    return () if num_likeliest is None else (Likelihood(word.encode(), -1.0, likeliest[:num_likeliest]),)
 
 
 def _endless() -> Iterator[str]:
@@ -182,7 +189,7 @@ class FakeDecoder:
         branch.text += word
         if branch.name == "0":
             running.order.append(word)
-        return Delta(branch.name, word, 1)
+        return Delta(branch.name, word, 1, _likelihoods(word, running.request.sampling.logprobs))
 
     def _end(self, running: _Running, branch: _Branch, reason: str) -> Iterator[Event]:
         running.branches.remove(branch)

@@ -272,12 +272,14 @@ class Engine:
 
     def recall(self, branch: Branch, tokens: Sequence[int], num_drafted: int = 0) -> StepOutput:
         """Give the branch what a step gave it once, here or elsewhere: what was pending counts as fed, the constraint
-        moves on, the last of ``tokens`` is pending. Computes nothing: once all is recalled, :meth:`feed_again`."""
+        moves on, the last of ``tokens`` is pending. Computes nothing, scores neither: once all is recalled,
+        :meth:`feed_again`."""
         assert branch.decoding, f"branch {branch.path} samples nothing"
         self._check_ids(tokens)
         branch.append_draft(tokens[:-1])
         branch.mark_fed(branch.num_pending)
-        return StepOutput(branch, accept(branch, tokens), num_drafted, None)
+        accepted = accept(branch, tokens)
+        return StepOutput(branch, accepted, (None,) * len(accepted), num_drafted, None)
 
     def feed_again(self, branch: Branch) -> None:
         """Everything that the branch's request has been fed waits to be fed again, each token with the sight that it

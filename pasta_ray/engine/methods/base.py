@@ -10,6 +10,7 @@ from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.detokenizer import Detokenizer
 from pasta_ray.engine.engine import Engine
+from pasta_ray.engine.likelihoods import Scored, likelihoods
 from pasta_ray.engine.messages import (
     BodyNews,
     BranchReport,
@@ -25,6 +26,7 @@ from pasta_ray.engine.messages import (
 )
 from pasta_ray.engine.progress import Sampled, Step
 from pasta_ray.engine.reading import Reader
+from pasta_ray.engine.sampler import Scores
 from pasta_ray.engine.slab import Slab
 from pasta_ray.engine.starter import Starter
 from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
@@ -36,6 +38,8 @@ class Track:
 
     ``num_tokens`` were sampled, ``num_forced`` before them were not. ``children`` were forked from it, each with the
     place where it cuts ``text``: the number of pieces by then. ``replica`` decodes it where that is another one.
+    ``scores`` are those of the token being taken, and ``scored`` the tokens whose text is not certain yet, both where
+    the request asks for likelihoods.
     """
 
     branch: Branch
@@ -53,6 +57,8 @@ class Track:
     finish_reason: FinishReason | None = None
     text: list[str] = field(default_factory=list)
     children: list[tuple["Track", int]] = field(default_factory=list)
+    scores: Scores | None = None
+    scored: list[Scored] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -184,7 +190,7 @@ class Run(ABC):
             track.last_step, track.end_s = self.num_steps, now
             self.num_drafted += output.num_drafted
             self.num_accepted += len(output.tokens) - 1
-            for token in output.tokens:
+            for token, track.scores in zip(output.tokens, output.scores, strict=True):
                 assert not track.finish_reason, "a branch's last token was followed by a guess"
                 track.num_tokens += 1
                 events += self.take(track, token)
@@ -232,12 +238,14 @@ class Run(ABC):
     def visible(self, track: Track, token: int) -> list[Event]:
         """A token of the answer's text on ``track``."""
         self.num_visible += 1
+        if track.scores is not None:
+            track.scored.append((token, track.scores))
         return self._delta(track, track.detokenizer.add(token), 1)
 
     def flush(self, track: Track) -> list[Event]:
         """What the detokenizer still holds, at the end of a stretch of text."""
         text = track.detokenizer.flush()
-        return self._delta(track, text, 0) if text else []
+        return self._delta(track, text, 0) if text or track.scored else []
 
     def end(self, track: Track, reason: FinishReason) -> list[Event]:
         """``track`` has its last token."""
@@ -249,7 +257,11 @@ class Run(ABC):
         if text:
             self._first_text_s = self._first_text_s or self.elapsed_s
             track.text.append(text)
-        return [Delta(track.path, text, num_tokens)]
+        if not track.scored or (num_tokens and not text):
+            return [Delta(track.path, text, num_tokens)]
+        scored, track.scored = track.scored, []
+        likely = likelihoods(scored, text, self.request.sampling.logprobs or 0, self.engine.tokenizer)
+        return [Delta(track.path, text, num_tokens, likely)]
 
     def _track(
         self,
