@@ -6,7 +6,7 @@ from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import Events, Request
-from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
+from pasta_ray.engine.methods import Run, check_method, find_methods, fitting_methods
 from pasta_ray.errors import InputError
 
 
@@ -56,7 +56,7 @@ class Decoder:
                 f"the prompt's {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the model's"
                 f" {self.engine.max_positions} positions; allowed: max_tokens up to {max(0, room)}"
             )
-        method = METHODS[request.method]
+        method = find_methods()[request.method]
         what = (
             f"the request (prompt {len(request.prompt_ids)}, max_tokens {request.max_tokens}, max_promises"
             f" {request.max_promises}, by method {request.method!r})"
