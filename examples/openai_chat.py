@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from openai import OpenAI
+from openai.types.chat import ChatCompletionUserMessageParam
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -17,20 +18,20 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--api-key", default="none", help="one of the service's, if it asks for keys")
     options = parser.parse_args(args)
     client = OpenAI(base_url=f"{options.url}/v1", api_key=options.api_key)
-    chat = [{"role": "user", "content": options.question}]
+    chat: list[ChatCompletionUserMessageParam] = [{"role": "user", "content": options.question}]
 
     answer = client.chat.completions.create(model=options.model, messages=chat, max_tokens=128)
     print(answer.choices[0].message.content)
-    parallel = answer.model_extra["pasta"]["parallel"]  # what this service adds to OpenAI's answer
+    extra = answer.model_extra or {}  # what this service adds to OpenAI's answer
+    parallel = extra["pasta"]["parallel"]
     print(f"-- {parallel['num_promises']} bodies, theoretical speedup {parallel['theoretical_speedup']:.2f}")
 
     # The same, streamed, and one token after the other: "pasta" holds this service's own options.
     sequential = {"pasta": {"method": "sequential"}}
-    with client.chat.completions.create(
+    for chunk in client.chat.completions.create(
         model=options.model, messages=chat, max_tokens=128, stream=True, extra_body=sequential
-    ) as stream:
-        for chunk in stream:
-            print(chunk.choices[0].delta.content or "", end="", flush=True)
+    ):
+        print(chunk.choices[0].delta.content or "", end="", flush=True)
     print()
 
 

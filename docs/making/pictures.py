@@ -37,8 +37,9 @@ def main(args: Sequence[str] | None = None) -> None:
     tokenizer = Tokenizer.load(resolve_model(config), tags)
     document = encode_document(parse(report["document"]), tokenizer, tags)
     owners = _owners(document)
-    style = {"svg.fonttype": "none", "svg.hashsalt": "pasta-ray", "font.size": 9, "axes.spines.top": False}
-    with mpl.rc_context(style | {"axes.spines.right": False}):
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "pasta-ray", "font.size": 9}
+    style |= {"axes.spines.top": False, "axes.spines.right": False}
+    with mpl.rc_context(style):
         for name, figure in {
             "timeline": _timeline(report),
             "visibility": _visibility(layout(document), owners),

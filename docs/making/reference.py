@@ -43,12 +43,17 @@ def options() -> str:
     from pasta_ray.eval.plan import EvalPlan, QualityPlan, System
     from pasta_ray.serve.config import ServeConfig, ServedModel
     from pasta_ray.train.config import PreferConfig, SftConfig
+    from pasta_ray.train.pipeline import PipelineConfig
 
     parts: dict[str, tuple[str, type[BaseModel]]] = {
         "The service": ("`pasta-ray serve --config FILE`; see [configuration](../configuration.md)", ServeConfig),
         "A served model": ("a value of `models` of the service", ServedModel),
         "Stage 1": ("`pasta-ray train sft --config FILE`; see [training](../training.md)", SftConfig),
         "Stage 2": ("`pasta-ray train prefer --config FILE`; see [training](../training.md)", PreferConfig),
+        "A pipeline": (
+            "`pasta-ray train pipeline --config FILE`; see [training](../training.md#all-of-it)",
+            PipelineConfig,
+        ),
         "An evaluation": ("`pasta-ray eval run --config FILE`; see [evaluation](../evaluation.md)", EvalPlan),
         "A system": ("an item of `systems` of an evaluation", System),
         "Quality": ("`quality` of an evaluation", QualityPlan),

@@ -3,7 +3,6 @@
 An installed package adds its own as entry points of the group ``pasta_ray.methods``; docs/extending.md has an example.
 """
 
-from collections.abc import Mapping
 from functools import cache
 
 from pasta_ray.engine.methods.apar import ThreadsRun
@@ -29,14 +28,14 @@ METHODS: dict[str, type[Run]] = {
 __all__ = ["METHODS", "Run", "check_method", "default_method", "find_methods", "fitting_methods"]
 
 
-def find_methods() -> Mapping[str, type[Run]]:
+def find_methods() -> dict[str, type[Run]]:
     """All methods by name: those of the table, and those of installed packages, which are imported when first asked
     for. Raises ExtensionError for one that cannot be."""
     return METHODS | _installed()
 
 
 @cache
-def _installed() -> Mapping[str, type[Run]]:
+def _installed() -> dict[str, type[Run]]:
     return {name: _load(name) for name in extension_names(ENTRY_POINTS)}
 
 
