@@ -33,9 +33,8 @@ def run(engine: Engine, branches: Sequence[Branch], num_tokens: int) -> None:
 def main(args: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--adapter", default="pasta", help="none: the model itself")
     options = parser.parse_args(args)
-    engine = Engine(EngineConfig(options.model, None if options.adapter == "none" else options.adapter))
+    engine = Engine(EngineConfig(options.model))
     tokenizer = engine.tokenizer
     prompt = tokenizer.encode_chat([{"role": "user", "content": "Should I sleep more?"}])
 
@@ -45,21 +44,22 @@ def main(args: Sequence[str] | None = None) -> None:
     # fork: two children, each with a start of its own; no KV is copied
     pro = engine.fork(main_branch, tokenizer.encode("For it:"), path="0.1", sampling=GREEDY)
     con = engine.fork(main_branch, tokenizer.encode("Against it:"), path="0.2", sampling=GREEDY)
-    run(engine, [pro, con], 12)
+    run(engine, [pro, con], 20)
     # join: the main branch sees both from here on; nothing is computed again
     engine.join(main_branch, [pro, con])
     engine.feed(main_branch, tokenizer.encode("In short:"))
     engine.resume(main_branch)
-    run(engine, [main_branch], 12)
+    run(engine, [main_branch], 20)
     for branch in (pro, con, main_branch):
         shown = branch.tokens[len(prompt) :] if branch is main_branch else branch.tokens
         print(f"{branch.path:>4}: {tokenizer.decode(shown)!r}")
     engine.free(main_branch)  # and with it its children: every slot is given back
 
-    # replay: the logits that decoding a document gives, whoever wrote it; here its likelihood, token by token
-    if engine.tags is not None:
-        logits = replay(engine, prompt, parse(DOCUMENT))
-        print(f"replay: {tuple(logits.shape)} logits, all finite: {bool(torch.isfinite(logits).all())}")
+    # replay: the logits that decoding a document gives, whoever wrote it; for a model that knows tags
+    if engine.tags is None:
+        engine = Engine(EngineConfig(options.model, "pasta"))
+    logits = replay(engine, prompt, parse(DOCUMENT))
+    print(f"replay: {tuple(logits.shape)} logits, all finite: {bool(torch.isfinite(logits).all())}")
 
 
 if __name__ == "__main__":

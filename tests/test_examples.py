@@ -72,7 +72,7 @@ def test_documents(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_engine_by_hand(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    engine_by_hand.main(["--model", model, "--adapter", "none"])
+    engine_by_hand.main(["--model", model])
     out = capsys.readouterr().out
     assert " 0.1: 'For it:" in out
     assert "   0: 'In short:" in out
@@ -88,7 +88,7 @@ def test_batch(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_own_method(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "both-sides", own_method.BothSides)  # and it is taken out again
-    own_method.main(["Why?", "--model", model, "--max-tokens", "150"])
+    own_method.main(["Why?", "--model", model, "--max-tokens", "250"])
     out = capsys.readouterr().out
     assert out.index("For it:") < out.index("Against it:") < out.index("In short:") < out.index("times as fast")
 

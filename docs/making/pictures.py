@@ -19,6 +19,10 @@ from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.engine.weights import find_tags, resolve_model
 from pasta_ray.lang import Layout, TagMap, TokenDocument, TokenPromise, encode_document, layout, parse
 
+WITH_SYNC = (
+    'Two ways to keep warm:\n\n1.<promise topic="Layers" tokens="20"/><async> Wear several thin layers.</async>\n'
+    '2.<promise topic="Movement" tokens="20"/><async> Walk about every half hour.</async><sync/>\n\nEither one works.'
+)
 MAIN, SEQUENTIAL = "#37474f", "#b0bec5"
 BODIES = mpl.color_sequences["tab10"]
 
@@ -36,14 +40,15 @@ def main(args: Sequence[str] | None = None) -> None:
     assert isinstance(tags, TagMap), "these pictures are of PASTA's documents"
     tokenizer = Tokenizer.load(resolve_model(config), tags)
     document = encode_document(parse(report["document"]), tokenizer, tags)
-    owners = _owners(document)
+    joined = encode_document(parse(WITH_SYNC), tokenizer, tags)
     style: Any = {"svg.fonttype": "none", "svg.hashsalt": "pasta-ray", "font.size": 9}
     style |= {"axes.spines.top": False, "axes.spines.right": False}
     with mpl.rc_context(style):
         for name, figure in {
             "timeline": _timeline(report),
-            "visibility": _visibility(layout(document), owners),
-            "positions": _positions(layout(document), owners),
+            "visibility": _visibility(layout(document), _owners(document)),
+            "sync": _visibility(layout(joined), _owners(joined)),
+            "positions": _positions(layout(document), _owners(document)),
         }.items():
             figure.savefig(options.out / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
             plt.close(figure)

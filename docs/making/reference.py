@@ -84,7 +84,8 @@ def _type(field: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     if field.get("type") == "array":
         return f"list of {_type(field['items'], named)}" if "items" in field else "list"
     if field.get("type") == "object":
-        return f"map to {_type(field['additionalProperties'], named)}" if "additionalProperties" in field else "map"
+        values = field.get("additionalProperties")
+        return f"map to {_type(values, named)}" if isinstance(values, dict) else "map"
     bounds = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
     limits = [f"{sign} {field[bound]:g}" for bound, sign in bounds.items() if bound in field]
     return ", ".join([str(field.get("type", "any")), *limits])
