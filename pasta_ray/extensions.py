@@ -23,7 +23,9 @@ def load_extension(group: str, name: str) -> Any:
     import fails."""
     found = tuple(entry_points(group=group, name=name))
     if len(found) > 1:
-        raise ExtensionError(f"{group}: {name!r} is added by {' and by '.join(sorted(map(_source, found)))}; allowed: one")
+        raise ExtensionError(
+            f"{group}: {name!r} is added by {' and by '.join(sorted(map(_source, found)))}; allowed: one"
+        )
     (entry,) = found
     try:
         return entry.load()

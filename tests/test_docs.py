@@ -11,7 +11,11 @@ import typer
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
+from docs.making import pictures
 from pasta_ray.cli import app
+from pasta_ray.lang import TagMap
+from tests.engine.conftest import save_model
+from tests.engine.test_tokenizer import save_tokenizer
 from tests.test_structure import PACKAGE
 
 ROOT = PACKAGE.parent
@@ -89,3 +93,13 @@ def test_the_site_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.chdir(ROOT)
     build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path)))
     assert (tmp_path / "reference" / "cli.html").read_text(encoding="utf-8").count("--max-branches")
+
+
+def test_the_pictures_are_drawn(tmp_path: Path) -> None:
+    """Guards the script that made docs/pictures, on the report that it made them of; another tokenizer counts here."""
+    model = save_tokenizer(save_model(tmp_path / "model", vocab_size=320))
+    TagMap.after(314).save(model)
+    pictures.main([str(ROOT / "docs/pictures/report.json"), str(tmp_path), "--model", str(model), "--adapter", "none"])
+    drawn = {path.name for path in tmp_path.glob("*.svg")}
+    assert drawn == {path.name for path in (ROOT / "docs/pictures").glob("*.svg")}
+    assert "Improves Sleep" in (tmp_path / "timeline.svg").read_text(encoding="utf-8")
