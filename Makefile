@@ -19,10 +19,12 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing pasta-ray and what it needs: about 2 GB, a few minutes without a word"
 	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing pasta-ray and what its tests need: about 2 GB, a few minutes without a word"
 	$(PIP) --editable '.[dev]'
 	touch $@ $(VENV)/.serve
 
