@@ -78,8 +78,8 @@ def _training_packages(settings: "RunConfig") -> Iterator[None]:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         yield
-    except ModuleNotFoundError as error:
-        raise InputError(f"training needs the package {error.name}: pip install 'pasta-ray[train]'") from error
+    except ImportError as error:
+        raise InputError(f"training needs more packages: pip install 'pasta-ray[train]' ({error})") from error
 
 
 def _train(
