@@ -130,8 +130,9 @@ def _plan(
 
 
 def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
-    """Every answer that is not there yet, with a progress bar."""
+    """Every answer that is not there yet, and every measurement under load, with a progress bar."""
     from pasta_ray.eval.judging import check_quality
+    from pasta_ray.eval.load import bursts, read_points, run_bursts
     from pasta_ray.eval.prompts import load_prompts
     from pasta_ray.eval.run import read_done, run_tasks, schedule
     from pasta_ray.eval.writing import check_packages
@@ -142,8 +143,10 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
         check_quality(plan.quality, prompts.prompts)
     done = read_done(folder.answers)
     tasks = [task for task in schedule(plan, prompts.prompts) if task.id not in done]
+    measured = {point.id for point in read_points(plan, folder.load)}
+    todo = [burst for burst in bursts(plan) if burst.id not in measured]
     folder.claim(plan, prompts)
-    if not tasks:
+    if not tasks and not todo:
         return
     from pasta_ray.eval.bench.machine import describe_machine
     from pasta_ray.eval.local import LocalAnswerer
@@ -155,15 +158,20 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
     with _progress("answers", len(done) + len(tasks), len(done)) as advance:
         for _ in run_tasks(plan, tasks, answerer, folder.answers):
             advance(1)
+    if todo:
+        with _progress("load", len(todo), 0) as advance:
+            for _ in run_bursts(plan, todo, prompts.prompts, answerer, folder.load):
+                advance(1)
 
 
 def _report(folder: "EvalFolder", *, judge: bool) -> "EvalReport":
     """Written twice: before a judge is asked, which may fail, and after. Raises what ended the judging."""
+    from pasta_ray.eval.load import read_points
     from pasta_ray.eval.report import Found, judge_answers, speed_report
     from pasta_ray.eval.writing import write_report
 
     found = Found.read(folder)
-    report = speed_report(found, folder.read_sittings())
+    report = speed_report(found, folder.read_sittings(), read_points(found.plan, folder.load))
     write_report(report, found, folder)
     if not judge or report.told.plan.quality is None:
         return report

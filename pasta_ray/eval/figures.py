@@ -160,6 +160,19 @@ class SystemReport(Figures):
     perplexity: Perplexity | None = None
 
 
+class LoadPoint(Figures):
+    """A system under load: ``concurrency`` requests at once, each followed by the next as soon as its answer is there.
+    ``tokens_per_s``: visible tokens of all answers over the seconds of it all. Refused requests do not count."""
+
+    id: str
+    system: str
+    concurrency: int
+    num_answers: int
+    tokens_per_s: float
+    latency_s: Percentiles
+    ttft_s: Percentiles
+
+
 class EvalReport(Figures):
     """`report.json`. ``complete``: every answer of the plan is there. ``judge_error``: why there is no quality, or not
     of all systems, although the plan asks for it."""
@@ -175,3 +188,4 @@ class EvalReport(Figures):
     judge_costs: dict[str, float] = {}
     judge_error: str = ""
     systems: dict[str, SystemReport]
+    load: list[LoadPoint] = []

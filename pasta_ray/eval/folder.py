@@ -18,7 +18,7 @@ from pasta_ray.eval.plan import EvalPlan
 from pasta_ray.eval.prompts import PromptSet
 from pasta_ray.train.jsonl import read_appended, to_line
 
-FREE = {"quality", "baseline"}  # judged and compared after the answers are there
+FREE = {"quality", "baseline", "load"}  # what is done after the answers are there
 
 
 class Told(BaseModel):
@@ -52,6 +52,7 @@ class EvalFolder:
         self.sittings = path / "machine.jsonl"
         self.verdicts = path / "verdicts.jsonl"
         self.perplexities = path / "perplexities.jsonl"
+        self.load = path / "load.jsonl"
         self.report = path / "report.json"
         self.markdown = path / "report.md"
 

@@ -1,5 +1,9 @@
 """Answers from engines in this process. Systems that share model and adapter share an engine."""
 
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+
 from pasta_ray.engine import Engine
 from pasta_ray.engine.config import DraftConfig, EngineConfig
 from pasta_ray.engine.decoder import Decoder
@@ -38,24 +42,40 @@ class LocalAnswerer:
         return sum(decoder.num_slots for decoder in self._decoders.values())
 
     def answer(self, task: Task, sampling: Sampling, max_tokens: int) -> Report:
-        decoder, system = self._decoders[task.system.name], task.system
-        messages = task.prompt.messages
-        decoder.submit(
-            Request(
-                task.id,
-                tuple(decoder.engine.tokenizer.encode_chat(messages)),
-                system.method,
-                max_tokens,
-                system.max_branches,
-                sampling=sampling,
-                messages=tuple((message["role"], message["content"]) for message in messages),
-                router=system.router,
-                constrained=system.constrained,
-            )
-        )
+        decoder = self._decoders[task.system.name]
+        decoder.submit(self._request(task, sampling, max_tokens))
         while decoder.busy:
-            for news in decoder.step():
-                for event in news.events:
-                    if isinstance(event, Finished):
-                        return event.report
+            for report in _finished(decoder):
+                return report
         raise ReplicaError(f"{task.id}: the engine ended the answer without a report")
+
+    def answer_crowd(self, tasks: Sequence[tuple[Task, Sampling]], max_tokens: int, concurrency: int) -> list[Report]:
+        """See `load.CrowdAnswerer`: their branches share the steps of one engine."""
+        waiting, reports = deque(tasks), list[Report]()
+        decoder = self._decoders[tasks[0][0].system.name]
+        while waiting or decoder.busy:
+            while waiting and decoder.num_requests < concurrency:
+                task, sampling = waiting.popleft()
+                with suppress(InputError):  # refused, as it was when it was asked alone
+                    decoder.submit(self._request(task, sampling, max_tokens))
+            reports += _finished(decoder)
+        return reports
+
+    def _request(self, task: Task, sampling: Sampling, max_tokens: int) -> Request:
+        system, messages = task.system, task.prompt.messages
+        return Request(
+            task.id,
+            tuple(self._decoders[system.name].engine.tokenizer.encode_chat(messages)),
+            system.method,
+            max_tokens,
+            system.max_branches,
+            sampling=sampling,
+            messages=tuple((message["role"], message["content"]) for message in messages),
+            router=system.router,
+            constrained=system.constrained,
+        )
+
+
+def _finished(decoder: Decoder) -> list[Report]:
+    """Reports of the answers that the next step ends."""
+    return [event.report for news in decoder.step() for event in news.events if isinstance(event, Finished)]

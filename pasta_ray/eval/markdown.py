@@ -13,7 +13,14 @@ Row = Sequence[str]
 
 def to_markdown(report: EvalReport, plots: Sequence[str] = ()) -> str:
     """``plots`` are names of picture files beside the report."""
-    parts = [*_head(report), *_speed(report), *_answers(report), *_quality(report), *_categories(report)]
+    parts = [
+        *_head(report),
+        *_speed(report),
+        *_answers(report),
+        *_quality(report),
+        *_load(report),
+        *_categories(report),
+    ]
     if plots:
         parts += ["## Pictures", *(f"![{name}]({name})" for name in plots)]
     return "\n\n".join(parts) + "\n"
@@ -167,6 +174,30 @@ def _preference_row(found: Preference) -> Row:
         points,
         percent(found.share_longer),
     ]
+
+
+def _load(report: EvalReport) -> Iterator[str]:
+    if not report.load:
+        return
+    yield "## Under load"
+    yield (
+        "So many requests at once, each followed by the next as soon as its answer is there: visible tokens a second of"
+        " all answers together, and seconds of a whole answer."
+    )
+    levels = sorted({point.concurrency for point in report.load})
+    found = {(point.system, point.concurrency): point for point in report.load}
+    names = [name for name in report.systems if any(point.system == name for point in report.load)]
+    for title, cell in (
+        ("tokens/s", lambda point: number(point.tokens_per_s, 0)),
+        ("p50 s", lambda point: number(point.latency_s.p50, 2)),
+        ("p90 s", lambda point: number(point.latency_s.p90, 2)),
+        ("first text p50 s", lambda point: number(point.ttft_s.p50, 2)),
+    ):
+        rows = [
+            [name, *(cell(found[name, level]) if (name, level) in found else NONE for level in levels)]
+            for name in names
+        ]
+        yield table([f"{title}, requests at once:", *map(str, levels)], rows)
 
 
 def _categories(report: EvalReport) -> Iterator[str]:

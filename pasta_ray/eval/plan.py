@@ -1,7 +1,7 @@
 """What an evaluation runs: systems, prompts, settings. One YAML file, frozen, and checked where it is made."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -114,6 +114,25 @@ class QualityPlan(BaseModel):
         return self
 
 
+class LoadPlan(BaseModel):
+    """Throughput against concurrency, measured when all answers are there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    concurrency: list[Annotated[int, Field(ge=1)]] = Field(
+        default=[1, 2, 4, 8, 16], min_length=1, description="requests at once; a measurement each"
+    )
+    systems: list[str] = Field(default=[], description="names of those that are measured; all unless set")
+    num_prompts: int = Field(default=32, ge=1, description="requests a measurement: so many prompts, evenly spaced")
+
+    @field_validator("concurrency", "systems")
+    @classmethod
+    def _once(cls, values: list[Any]) -> list[Any]:
+        if twice := sorted({value for value in values if values.count(value) > 1}):
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return values
+
+
 class EvalPlan(BaseModel):
     """An evaluation. Every prompt is answered by every system, ``repetitions`` times, one request at a time."""
 
@@ -138,6 +157,7 @@ class EvalPlan(BaseModel):
     quantization: Literal["int8"] | None = None
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice unless set")
     quality: QualityPlan | None = None
+    load: LoadPlan | None = None
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -146,6 +166,9 @@ class EvalPlan(BaseModel):
             raise ValueError(f"systems: name {twice[0]!r} is used twice")
         if self.baseline and self.baseline not in names:
             raise ValueError(f"baseline is {self.baseline!r}; allowed: {', '.join(names)}")
+        for name in self.load.systems if self.load else []:
+            if name not in names:
+                raise ValueError(f"load.systems: {name!r} is no system; allowed: {', '.join(names)}")
         return self
 
     @property

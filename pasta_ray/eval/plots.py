@@ -13,7 +13,7 @@ from pasta_ray.eval.published import PUBLISHED
 from pasta_ray.train.curves import COLOURS
 
 MARKERS = "osD^vP*X"
-PARETO, SPEEDUPS, ANATOMY = "pareto.png", "speedups.png", "anatomy.png"
+PARETO, SPEEDUPS, ANATOMY, LOAD = "pareto.png", "speedups.png", "anatomy.png", "load.png"
 
 
 def draw_all(report: EvalReport, speedups: Mapping[str, Mapping[str, float]], folder: Path) -> list[str]:
@@ -30,6 +30,9 @@ def draw_all(report: EvalReport, speedups: Mapping[str, Mapping[str, float]], fo
     if any(own.speed.all.anatomy for own in report.systems.values()):
         _draw(folder / ANATOMY, "Model steps of an answer", lambda axes: draw_anatomy(axes, report))
         drawn.append(ANATOMY)
+    if report.load:
+        _draw(folder / LOAD, "Throughput under load", lambda axes: draw_load(axes, report))
+        drawn.append(LOAD)
     return drawn
 
 
@@ -53,8 +56,7 @@ def draw_pareto(axes: Axes, report: EvalReport) -> None:
             [y],
             xerr=bars,
             yerr=None if error is None else 196 * error,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
+            **_style(number),
             markersize=8,
             linestyle="none",
             capsize=3,
@@ -70,7 +72,6 @@ def draw_pareto(axes: Axes, report: EvalReport) -> None:
     axes.set_xlabel(f"wall-clock speedup over {report.baseline}")
     judge = report.judge.name if report.judge else "no judge"
     axes.set_ylabel(f"win rate, points over {report.baseline} ({judge})")
-    axes.legend(fontsize="small")
 
 
 def draw_speedups(axes: Axes, speedups: Mapping[str, Sequence[float]]) -> None:
@@ -78,13 +79,11 @@ def draw_speedups(axes: Axes, speedups: Mapping[str, Sequence[float]]) -> None:
     for number, (name, values) in enumerate(speedups.items()):
         ordered = sorted(values)
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
-        style: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
-        axes.step(ordered, shares, where="post", label=name, markersize=4, **style)
+        axes.step(ordered, shares, where="post", label=name, markersize=4, **_style(number))
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("speedup (left of the line: slower)")
     axes.set_ylabel("share of prompts")
-    axes.legend(fontsize="small")
 
 
 def draw_anatomy(axes: Axes, report: EvalReport) -> None:
@@ -100,7 +99,19 @@ def draw_anatomy(axes: Axes, report: EvalReport) -> None:
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set_xlabel("steps, mean over answers")
-    axes.legend(fontsize="small")
+
+
+def draw_load(axes: Axes, report: EvalReport) -> None:
+    """Visible tokens a second against requests at once."""
+    for number, name in enumerate(report.systems):
+        points = sorted((point.concurrency, point.tokens_per_s) for point in report.load if point.system == name)
+        if points:
+            axes.plot(*zip(*points, strict=True), label=name, **_style(number))
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("requests at once")
+    axes.set_ylabel("visible tokens a second")
 
 
 def _point(report: EvalReport, name: str) -> tuple[float, float] | None:
@@ -113,11 +124,18 @@ def _point(report: EvalReport, name: str) -> tuple[float, float] | None:
     return (speed.value, found.points) if speed and found and found.points is not None else None
 
 
+def _style(number: int) -> dict[str, Any]:
+    """Of a report's system: no two share colour and marker."""
+    turn, colour = divmod(number, len(COLOURS))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 3 * turn) % len(MARKERS)]}
+
+
 def _draw(path: Path, title: str, draw: Callable[[Axes], None]) -> None:
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(1, 1, 1)
     axes.set_title(title, fontsize="medium")
     axes.grid(alpha=0.3)
     draw(axes)
+    figure.legend(fontsize="small", loc="outside right upper")
     figure.savefig(path, dpi=130)

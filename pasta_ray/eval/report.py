@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pasta_ray import __version__
 from pasta_ray.errors import InputError, PastaError
 from pasta_ray.eval.answers import BySystem, group_answers, read_answers
-from pasta_ray.eval.figures import EvalReport, JudgeCard, Perplexity, Quality, SystemReport, Views
+from pasta_ray.eval.figures import EvalReport, JudgeCard, LoadPoint, Perplexity, Quality, SystemReport, Views
 from pasta_ray.eval.folder import EvalFolder, Sitting, Told
 from pasta_ray.eval.judging import Say, load_judge
 from pasta_ray.eval.lc import read_gamed
@@ -51,8 +51,8 @@ class Found:
         return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
-def speed_report(found: Found, sittings: Sequence[Sitting]) -> EvalReport:
-    """All that needs no judge."""
+def speed_report(found: Found, sittings: Sequence[Sitting], load: Sequence[LoadPoint] = ()) -> EvalReport:
+    """All that needs no judge. ``load``: what has been measured of it."""
     same = same_texts(found.systems)
     systems = {name: _system(found, name, same[name]) for name in found.systems}
     return EvalReport(
@@ -63,6 +63,7 @@ def speed_report(found: Found, sittings: Sequence[Sitting]) -> EvalReport:
         num_prompts=len(found.prompts),
         complete=all(system.counts.missing == 0 for system in systems.values()),
         systems=systems,
+        load=list(load),
     )
 
 

@@ -5,6 +5,9 @@ taken to decode one token after the other.
 """
 
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,8 +15,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pasta_ray.engine.messages import BranchReport, FinishReason, Parallel, Report, Sampling, Timing, Usage
 from pasta_ray.errors import InputError
+from pasta_ray.eval.local import LocalAnswerer
 from pasta_ray.eval.plan import EvalPlan, System
-from pasta_ray.eval.run import Answerer, Task
+from pasta_ray.eval.run import Task
 from pasta_ray.train.endpoint import EXCERPT, NO_KEY, STATUS, UNREACHABLE, EndpointConfig, EndpointError
 from pasta_ray.train.jsonl import explain
 
@@ -63,6 +67,17 @@ class ServedAnswerer:
         except openai.APIError as error:
             raise EndpointError("the endpoint broke an answer off", str(error)) from error
         return heard.report(task, system.method)
+
+    def answer_crowd(self, tasks: Sequence[tuple[Task, Sampling]], max_tokens: int, concurrency: int) -> list[Report]:
+        """See `load.CrowdAnswerer`: so many connections at once."""
+
+        def ask(question: tuple[Task, Sampling]) -> Report | None:
+            with suppress(InputError):  # refused, as it was when it was asked alone
+                return self.answer(*question, max_tokens)
+            return None
+
+        with ThreadPoolExecutor(concurrency) as pool:
+            return [report for report in pool.map(ask, tasks) if report]
 
 
 @dataclass
@@ -128,12 +143,16 @@ class _Heard:
 class Everywhere:
     """Each system where its plan has it: on an engine here, or behind an endpoint."""
 
-    here: Answerer
-    there: Answerer
+    here: LocalAnswerer
+    there: ServedAnswerer
 
     def answer(self, task: Task, sampling: Sampling, max_tokens: int) -> Report:
         place = self.there if task.system.base_url else self.here
         return place.answer(task, sampling, max_tokens)
+
+    def answer_crowd(self, tasks: Sequence[tuple[Task, Sampling]], max_tokens: int, concurrency: int) -> list[Report]:
+        place = self.there if tasks[0][0].system.base_url else self.here
+        return place.answer_crowd(tasks, max_tokens, concurrency)
 
 
 def _client(system: System) -> Any:

@@ -89,6 +89,9 @@ class SftConfig(RunConfig):
 
     documents: list[Path] = Field(min_length=1, description="JSONL files that `pasta-ray annotate` writes")
     val_documents: list[Path] = Field([], description="the same, held out: their loss is taken at every checkpoint")
+    leave_out: tuple[Literal["topics", "syncs"], ...] = Field(
+        (), description="an ablation: annotation that the model is not to learn"
+    )
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
     batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
 

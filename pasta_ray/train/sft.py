@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor
 
 from pasta_ray.errors import InputError
+from pasta_ray.train.ablations import ablate
 from pasta_ray.train.config import SftConfig
 from pasta_ray.train.data import Encoder, Record, collate, pack, read_records
 from pasta_ray.train.loop import run_stage, with_adapter
@@ -61,7 +62,8 @@ class SftStage:
 
     def _measure(self, name: str, paths: Sequence[Path], encoder: Encoder) -> tuple[list[Pack], list[Pack]]:
         """Each document as a row of its own: those that fit, and those that do not."""
-        records, console = read_records(paths), Console(stderr=True)
+        records = [ablate(record, self.config.leave_out) for record in read_records(paths)]
+        console = Console(stderr=True)
         measured: list[Pack] = []
         for record in track(records, f"measuring {name}", console=console, disable=not console.is_terminal):
             example = encoder.encode(record)

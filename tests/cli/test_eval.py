@@ -41,6 +41,7 @@ def test_an_evaluation_from_its_file_to_its_report(
                 {"name": "pasta", "method": "pasta", "model": str(model)},
             ],
             "max_tokens": 8,
+            "load": {"concurrency": [1, 2], "systems": ["sequential", "pasta"]},
             "quality": {"judge": "llm", "base_url": stub.base_url, "judge_model": "m", "perplexity": True},
         }
         config = tmp_path / "eval.yaml"
@@ -67,6 +68,9 @@ def test_an_evaluation_from_its_file_to_its_report(
         assert system.speed.all.anatomy == again.speed.all.anatomy
         assert (system.same_text, system.perplexity) == (again.same_text, again.perplexity)
         assert system.speed.all.step_speedup == again.speed.all.step_speedup
+    assert [(point.system, point.concurrency, point.num_answers) for point in one.load] == [
+        *(("sequential", 1, 2), ("pasta", 1, 2), ("pasta", 2, 2), ("sequential", 2, 2))
+    ]
     assert one.complete
     assert one.systems["speculative"].same_text["sequential"] == 1.0
     perplexity = one.systems["pasta"].perplexity

@@ -151,7 +151,7 @@ def test_the_example_plan_is_one() -> None:
     """Guards the documented file against a field that is renamed."""
     example = load_config(EvalPlan, Path(__file__).parents[2] / "jobs/configs/eval.yaml", [])
     assert example.baseline_name == "sequential"
-    assert {system.method for system in example.systems} == set(METHODS) - {"apar"}
+    assert {system.method for system in example.systems} == set(METHODS)
 
 
 def test_usual_systems_by_name() -> None:
