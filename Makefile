@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help serve test test-slow check format docs package clean
+.PHONY: help serve test test-slow check format clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -25,7 +25,7 @@ $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing pasta-ray and what its tests need: about 2 GB, a few minutes without a word"
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,docs]'
 	touch $@ $(VENV)/.serve
 
 serve: $(VENV)/.serve ## serve the default model with the PASTA adapters; ARGS="--port 9000 …"
@@ -46,6 +46,7 @@ format: $(VENV)/.dev ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs package
 docs: $(VENV)/.dev ## the documentation as a site, in site/; fails at a link that leads nowhere
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -27,6 +28,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "reporting.md",
     "README.md": "readme.md",
+    "cluster/README.md": "cluster-commands.md",
 } | {
     str(card.relative_to(ROOT)): f"adapters/{card.parent.name}.md"
     for card in sorted((ROOT / "pasta_ray/adapters").glob("*/README.md"))
@@ -45,6 +47,21 @@ def linked(source: Path) -> Iterator[Path]:
     """The files that a page links to."""
     for target in LINK.findall(source.read_text(encoding="utf-8")):
         yield Path(os.path.normpath(source.parent / target))
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """A page of the navigation that does not exist is left out; one that exists and is in no navigation is an error."""
+    made = {*reference.pages(), *(site for page, site in PAGES.items() if (ROOT / page).is_file())}
+    config.nav = _existing(config.nav, made)
+
+
+def _existing(items: Any, made: set[str]) -> Any:
+    if isinstance(items, str):
+        return items if items in made or (DOCS / items).is_file() else None
+    if isinstance(items, dict):
+        kept = {title: _existing(item, made) for title, item in items.items()}
+        return {title: item for title, item in kept.items() if item} or None
+    return [item for item in (_existing(item, made) for item in items) if item]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
