@@ -1,5 +1,7 @@
 """What is built from the repository: a wheel and a source distribution with all that is needed and nothing else."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -28,21 +30,27 @@ def package_files() -> set[str]:
     return {str(path.relative_to(ROOT)) for path in paths}
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of both, built from a copy whose large tensors are cut short: compressing them takes the time."""
-    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("out")
+def build(source: Path, out: Path, *hooks: str, whole: bool) -> None:
+    """Build in ``source``, a copy of the repository; unless ``whole``, large tensors are cut short there, since
+    compressing them takes the time."""
     for name in (*TOP, *package_files()):
         target = source / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.name == "adapter_model.safetensors":
+        if target.name == "adapter_model.safetensors" and not whole:
             target.write_bytes(b"short")
         else:
             shutil.copy(ROOT / name, target)
     (source / "tests").mkdir()
     (source / "tests" / "test_nothing.py").touch()
-    for what in ("build_sdist", "build_wheel"):
-        subprocess.run([sys.executable, "-c", BUILD, what, out], cwd=source, check=True, capture_output=True)
+    for hook in hooks:
+        subprocess.run([sys.executable, "-c", BUILD, hook, out], cwd=source, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of both."""
+    out = tmp_path_factory.mktemp("out")
+    build(tmp_path_factory.mktemp("source"), out, "build_sdist", "build_wheel", whole=False)
     return out
 
 
@@ -95,14 +103,21 @@ def test_every_requirement_is_pinned(metadata: Message) -> None:
 def test_an_installed_wheel_answers(tmp_path: Path) -> None:
     """Guards what only an installation shows: a file that is read beside the code and was not packed, a dependency that
     only the developers' environment has."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", tmp_path, ROOT], check=True)
+    build(tmp_path / "source", tmp_path, "build_wheel", whole=True)
     venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt"]
-    subprocess.run([*install, tmp_path / f"{NAME}-py3-none-any.whl"], check=True)
-    command = [tmp_path / "venv" / "bin" / "pasta-ray", "generate", "Name three fruits.", "--max-tokens", "16"]
-    answer = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert answer.stdout.strip()
-    grammar = "import pasta_ray; from pathlib import Path; print(Path(pasta_ray.__file__).parent)"
-    where = subprocess.run([python, "-c", grammar], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
-    assert Path(where.strip()).is_relative_to(tmp_path), "the repository's package was found instead"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(command: str, *args: str | Path) -> str:
+        path = tmp_path / "venv" / "bin" / command
+        done = subprocess.run(
+            [path, *args], cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True
+        )
+        return done.stdout
+
+    wheel = tmp_path / f"{NAME}-py3-none-any.whl"
+    run("python", "-m", "pip", "install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel)
+    where = Path(run("python", "-c", "import pasta_ray; print(pasta_ray.__file__)").strip())
+    assert where.is_relative_to(tmp_path), "the repository's package was found instead"
+    report = json.loads(run("pasta-ray", "generate", "Name three fruits.", "--max-tokens", "24", "--json"))
+    assert report["method"] == "pasta"
+    assert report["text"]
