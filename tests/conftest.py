@@ -12,6 +12,7 @@ for name, value in {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_DEPLOYMENT_ACTOR_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_worker_niceness": "0",  # at 15, actors of a test starve beside any other busy process
 }.items():
     os.environ.setdefault(name, value)
@@ -23,9 +24,10 @@ def ray_cluster() -> Iterator[None]:
     """A local cluster with four nominal CPUs; actors in tests ask for none of them."""
     import ray
 
-    from tests import fakes
+    from tests import fakes, narrow
 
-    ray.cloudpickle.register_pickle_by_value(fakes)
+    for module in (fakes, narrow):
+        ray.cloudpickle.register_pickle_by_value(module)
     ray.init(
         num_cpus=4,
         include_dashboard=False,

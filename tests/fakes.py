@@ -2,17 +2,20 @@
 
 The line's words are written one a step. ``fork`` opens a body of three words, which grows beside the main branch. Some
 words do something: ``refuse`` (InputError at submission), ``crash`` (the step raises), ``poison`` (the step raises, and
-so does every cancellation), ``die`` (the process ends), ``endless`` (words without end, 5 ms each).
+so does every cancellation), ``die`` (the process ends), ``die-once`` (it makes a file of the name in the prompt's first
+line and ends, if there is none yet), ``endless`` (words without end, 5 ms each).
 """
 
 import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from pasta_ray.engine.messages import (
     BranchClosed,
     BranchReport,
+    Counters,
     Delta,
     Event,
     Events,
@@ -24,6 +27,7 @@ from pasta_ray.engine.messages import (
     Timing,
     Usage,
 )
+from pasta_ray.engine.progress import Sampled, Step
 from pasta_ray.errors import InputError, ModelError
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.models import Model, Models
@@ -82,6 +86,7 @@ class FakeDecoder:
         self.step_s = step_s
         self.poisoned = False
         self.cancelled: list[str] = []
+        self.num_steps = self.num_rows = 0
         self._running: dict[str, _Running] = {}
 
     @property
@@ -97,6 +102,10 @@ class FakeDecoder:
         return sum(len(running.branches) for running in self._running.values())
 
     @property
+    def counters(self) -> Counters:
+        return Counters(num_steps=self.num_steps, num_rows=self.num_rows)
+
+    @property
     def num_slots(self) -> int:
         return sum(len(r.request.prompt_ids) + sum(b.tokens for b in r.branches) for r in self._running.values())
 
@@ -108,7 +117,9 @@ class FakeDecoder:
         if "refuse" in words:
             raise InputError("the prompt is refused")
         main = _endless() if "endless" in words else iter([f"{word} " for word in words])
-        self._running[request.id] = _Running(request, [_Branch("0", main)], prompt)
+        running = self._running[request.id] = _Running(request, [_Branch("0", main)], prompt)
+        for _ in request.progress.steps:
+            list(self._advance(running))
 
     def cancel(self, request_id: str) -> None:
         if self.poisoned:
@@ -118,7 +129,11 @@ class FakeDecoder:
 
     def step(self) -> list[Events]:
         time.sleep(self.step_s)
-        messages = [Events(request_id, tuple(self._advance(r))) for request_id, r in list(self._running.items())]
+        self.num_steps += 1
+        self.num_rows += self.num_branches
+        step = Step(0.0, (Sampled("0", (1,)),))
+        running = list(self._running.items())
+        messages = [Events(request_id, tuple(self._advance(r)), (step,)) for request_id, r in running]
         return [message for message in messages if message.events]
 
     def _advance(self, running: _Running) -> Iterator[Event]:
@@ -151,6 +166,11 @@ class FakeDecoder:
                 raise ValueError("the kernel is out of luck")
             case "die":
                 os._exit(1)
+            case "die-once":
+                mark = Path(running.prompt.splitlines()[0])
+                if not mark.exists():
+                    mark.touch()
+                    os._exit(1)
             case "word":
                 time.sleep(0.005)
         branch.tokens += 1

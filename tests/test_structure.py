@@ -12,8 +12,9 @@ MAY_IMPORT = {
     "errors": set[str](),
     "lang": {"errors"},
     "engine": {"errors", "extensions", "lang"},
-    "actors": {"errors", "lang", "engine"},
-    "serve": {"errors", "lang", "engine", "actors"},
+    "actors": {"errors", "logs", "lang", "engine"},
+    "batch": {"errors", "lang", "engine", "actors"},
+    "serve": {"errors", "logs", "lang", "engine", "actors"},
     "train": {"errors", "lang", "engine"},
     "eval": {"errors", "lang", "engine", "train"},
 }
@@ -43,9 +44,16 @@ def test_imports_point_one_way(folder: str) -> None:
         assert parts[0] not in FOREIGN.get(folder, set()), f"{folder}/{file} imports {name}"
 
 
-@pytest.mark.parametrize("module", ["pasta_ray.lang", "pasta_ray.cli"])
-def test_light_modules_load_nothing_heavy(module: str) -> None:
-    """Guards `pasta-ray --help` and `parse`, which must not wait for torch."""
-    code = f"import sys, {module}; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("pasta_ray.lang", ("torch", "ray", "transformers")),
+        ("pasta_ray.cli", ("torch", "ray", "transformers")),
+        ("pasta_ray.actors.cluster", ("torch", "transformers")),
+    ],
+)
+def test_light_modules_load_nothing_heavy(module: str, heavy: tuple[str, ...]) -> None:
+    """Guards `pasta-ray --help` and `parse`, and a coordinator that starts anew, which must not wait for torch."""
+    code = f"import sys, {module}; print([m for m in {heavy!r} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent)
     assert out.stdout.strip() == "[]"

@@ -1,14 +1,18 @@
 """A decode replica: one copy of the weights and one decode loop in its own process. The Ray rim of `DecodeLoop`."""
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import ray
 
 from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.lease import Lease
 from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
+from pasta_ray.actors.metrics import REPLICA_METRICS, Publisher
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import ModelError, PastaError
+from pasta_ray.logs import LogConfig, configure
 
 MAX_STREAMS = 1000
 UNREAD_MESSAGES = 8
@@ -16,9 +20,17 @@ UNREAD_MESSAGES = 8
 
 
 class DecodeActor:
-    """``control`` calls have their own event loop, so they are answered at once however many streams are open."""
+    """``control`` calls have their own event loop, so they are answered at once however many streams are open.
 
-    def __init__(self, make_decoder: DecoderFactory, replica: str) -> None:
+    A replica is nobody's child, so that it outlives a coordinator and serves the next one. Without any, it ends itself
+    ``orphan_s`` after the last ping.
+    """
+
+    def __init__(
+        self, make_decoder: DecoderFactory, replica: str, orphan_s: float = math.inf, log: LogConfig | None = None
+    ) -> None:
+        configure(log or LogConfig())
+        self._metrics = Publisher(REPLICA_METRICS, ("replica",))
         self._failure: PastaError | None = None
         try:
             self._loop = DecodeLoop(make_decoder, replica)
@@ -26,6 +38,7 @@ class DecodeActor:
             self._failure = error
         except Exception as error:  # kept for `ping`: a failed constructor would reach nobody as one line
             self._failure = ModelError(f"replica {replica} cannot start: {type(error).__name__}: {error}")
+        self._lease = Lease(orphan_s, _end)
 
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=UNREAD_MESSAGES)
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
@@ -44,8 +57,17 @@ class DecodeActor:
     @ray.method(concurrency_group="control")
     async def ping(self) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
-        PastaError from one whose decoder cannot be made."""
+        PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
+        its metrics are brought up to date."""
+        self._lease.renew()
         if self._failure is not None:
             raise self._failure
         self._loop.check()
-        return self._loop.stats()
+        stats = self._loop.stats()
+        self._metrics.publish(stats, replica=stats.replica)
+        return stats
+
+
+def _end() -> None:
+    """End this actor's process for good."""
+    ray.kill(ray.get_runtime_context().current_actor, no_restart=True)

@@ -5,31 +5,39 @@ between two steps; everything it says goes to a `_Stream`, which joins what its 
 """
 
 import asyncio
+import logging
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
-from pasta_ray.engine.messages import Event, Events, Finished, Request
+from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Request
+from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.logs import fields
+
+logger = logging.getLogger(__name__)
 
 
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
 
-    def __init__(self, request_id: str) -> None:
-        self._request_id = request_id
+    def __init__(self, request: Request) -> None:
+        self.trace = request.trace
+        self._request_id = request.id
         self._loop = asyncio.get_running_loop()
         self._unread: list[Event] = []
+        self._steps: list[Step] = []
         self._error: PastaError | None = None
         self._ended = False
         self._changed = asyncio.Event()
 
-    def put(self, events: Sequence[Event]) -> None:
-        self._call(self._add, events)
+    def put(self, message: Events) -> None:
+        self._call(self._add, message)
 
     def fail(self, error: PastaError) -> None:
         self._call(self._fail, error)
@@ -45,16 +53,18 @@ class _Stream:
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
-        events, self._unread = tuple(self._unread), []
-        return Events(self._request_id, events)
+        message = Events(self._request_id, tuple(self._unread), tuple(self._steps))
+        self._unread, self._steps = [], []
+        return message
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(function, argument)
 
-    def _add(self, events: Sequence[Event]) -> None:
-        self._unread += events
-        self._ended = any(isinstance(event, Finished) for event in events)
+    def _add(self, message: Events) -> None:
+        self._unread += message.events
+        self._steps += message.steps
+        self._ended = any(isinstance(event, Finished) for event in message.events)
         self._changed.set()
 
     def _fail(self, error: PastaError) -> None:
@@ -70,7 +80,10 @@ class _Submit:
 
 @dataclass(frozen=True)
 class _Cancel:
+    """Of the request that ``stream`` reads, or without one, whoever reads it."""
+
     request_id: str
+    stream: _Stream | None = None
 
 
 class _Stop:
@@ -90,7 +103,9 @@ class DecodeLoop:
         self._streams: dict[str, _Stream] = {}
         self._stopping = False
         self._broken: str | None = None
+        self._num_cancelled = 0
         self._stats = ReplicaStats(replica, 0, 0, 0)
+        self._step_s = self._one_row_step_s = 0.0
         made: Future[DecoderLike] = Future()
         self._thread = threading.Thread(
             target=self._run, args=(make_decoder, made), name=f"decode-{replica}", daemon=True
@@ -104,13 +119,13 @@ class DecodeLoop:
         Raises InputError where the decoder refuses the request, StepError where decoding failed.
         """
         self.check()
-        stream = _Stream(request.id)
+        stream = _Stream(request)
         self._commands.put(_Submit(request, stream))
         try:
             async for events in stream:
                 yield events
         finally:
-            self.cancel(request.id)
+            self._commands.put(_Cancel(request.id, stream))
 
     def cancel(self, request_id: str) -> None:
         """Forget a request before the next step; one that is unknown or finished is left alone."""
@@ -156,18 +171,20 @@ class DecodeLoop:
             match command:
                 case _Submit(request, stream):
                     self._submit(request, stream)
-                case _Cancel(request_id):
-                    if self._streams.pop(request_id, None) is not None:
-                        self._cancel(request_id)
+                case _Cancel(request_id, stream):
+                    if request_id in self._streams and stream in (None, self._streams[request_id]):
+                        self._give_up(request_id, f"request {request_id!r} was cancelled")
                 case _Stop():
                     self._fail_all(ReplicaError(f"replica {self._replica} was stopped"))
                     return False
             block = False
 
     def _submit(self, request: Request, stream: _Stream) -> None:
-        if request.id in self._streams:
+        if request.id in self._streams and not request.progress.elapsed_s:
             stream.fail(InputError(f"request id {request.id!r} is already being answered"))
             return
+        if request.id in self._streams:  # whoever asked for it is gone, or gave it up for lost
+            self._give_up(request.id, f"request {request.id!r} goes on for another reader")
         try:
             self._decoder.submit(request)
         except PastaError as error:
@@ -180,17 +197,47 @@ class DecodeLoop:
 
     def _step(self) -> None:
         try:
-            messages = self._decoder.step()
+            messages = self._timed_step()
             self._count()
             for message in messages:
                 stream = self._streams.get(message.request_id)
                 if stream is None:
                     continue
-                stream.put(message.events)
+                if logger.isEnabledFor(logging.DEBUG):
+                    self._log_branches(stream.trace, message)
+                stream.put(message)
                 if any(isinstance(event, Finished) for event in message.events):
                     del self._streams[message.request_id]
         except Exception as error:  # every consumer hears of it, none waits for ever
             self._fail_all(self._step_error(error))
+
+    def _timed_step(self) -> list[Events]:
+        rows, began = self._decoder.counters.num_rows, time.perf_counter()
+        messages = self._decoder.step()
+        took_s = time.perf_counter() - began
+        self._step_s += took_s
+        if self._decoder.counters.num_rows == rows + 1:
+            self._one_row_step_s = took_s
+        return messages
+
+    def _log_branches(self, trace: str, message: Events) -> None:
+        told = {"trace": trace, "request": message.request_id, "replica": self._replica}
+        for event in message.events:
+            match event:
+                case PromiseOpened():
+                    topic, tokens = event.topic, event.tokens_predicted
+                    logger.debug("branch opened", extra=fields(**told, branch=event.branch, topic=topic, tokens=tokens))
+                case BranchClosed():
+                    logger.debug(
+                        "branch closed", extra=fields(**told, branch=event.branch, finish_reason=event.finish_reason)
+                    )
+                case Finished():
+                    logger.debug("decoded", extra=fields(**told, finish_reason=event.report.finish_reason))
+
+    def _give_up(self, request_id: str, why: str) -> None:
+        self._streams.pop(request_id).fail(ReplicaError(why))
+        self._num_cancelled += 1
+        self._cancel(request_id)
 
     def _fail_all(self, error: PastaError) -> None:
         failed, self._streams = self._streams, {}
@@ -212,4 +259,5 @@ class DecodeLoop:
 
     def _count(self) -> None:
         d = self._decoder
-        self._stats = ReplicaStats(self._replica, d.num_requests, d.num_branches, d.num_slots)
+        live = (d.num_requests, d.num_branches, d.num_slots, self._num_cancelled)
+        self._stats = ReplicaStats(self._replica, *live, d.counters, self._step_s, self._one_row_step_s)

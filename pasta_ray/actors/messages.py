@@ -1,11 +1,12 @@
 """What crosses an actor's boundary beside `engine.messages`: how a cluster is made, and how it is doing."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Counters, Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
+from pasta_ray.logs import LogConfig
 
 
 class StepError(PastaError):
@@ -27,6 +28,8 @@ class DecoderLike(Protocol):
     def num_branches(self) -> int: ...
     @property
     def num_requests(self) -> int: ...
+    @property
+    def counters(self) -> Counters: ...
     def submit(self, request: Request) -> None: ...
     def cancel(self, request_id: str) -> None: ...
     def step(self) -> list[Events]: ...
@@ -38,7 +41,12 @@ DecoderFactory = Callable[[str], DecoderLike]
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """The replicas to start and the load to accept: above ``max_ongoing`` requests wait, above ``max_queued`` fail."""
+    """The replicas to start and the load to accept: above ``max_ongoing`` requests wait, above ``max_queued`` fail.
+
+    A request whose replica dies is opened again, up to ``max_deaths`` times in a row without a step between, and waits
+    up to ``wait_s`` for a replica that is ready. A replica that no coordinator has asked for anything for ``orphan_s``
+    ends itself.
+    """
 
     make_decoder: DecoderFactory
     replicas: int = 1
@@ -47,21 +55,47 @@ class ClusterSpec:
     max_ongoing: int = 64
     max_queued: int = 256
     check_period_s: float = 2.0
+    max_deaths: int = 5
+    wait_s: float = 120.0
+    orphan_s: float = 60.0
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0)):
+        for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0), ("max_deaths", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
 
 
 @dataclass(frozen=True)
 class ReplicaStats:
-    """Live counts of one replica; all three are 0 when it is idle."""
+    """Live counts of one replica, all 0 when it is idle; and how many requests it has given up since its process began
+    because their reader left. ``step_s`` is the time spent in steps since then, ``one_row_step_s`` that of the latest
+    step of a single row, 0 before there was one."""
 
     replica: str
     num_requests: int
     num_branches: int
     num_slots: int
+    num_cancelled: int = 0
+    counters: Counters = field(default_factory=Counters)
+    step_s: float = 0.0
+    one_row_step_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class CoordinatorStats:
+    """Requests: live counts, and since the coordinator's process began those that came, that ended with their report,
+    that their reader left, how often one was opened again because what answered it had died, and those refused because
+    the queue was full. And the replicas that can decode."""
+
+    num_ongoing: int
+    num_queued: int
+    num_requests: int
+    num_finished: int
+    num_cancelled: int
+    num_recoveries: int
+    num_rejected: int = 0
+    num_ready: int = 0
 
 
 ReplicaState = Literal["starting", "ready", "failed"]

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from pasta_ray.actors.messages import DecoderLike
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Counters, Events, Request
 from pasta_ray.errors import NotFoundError
 
 
@@ -35,6 +35,10 @@ class ModelDecoders:
     @property
     def num_requests(self) -> int:
         return sum(decoder.num_requests for decoder in self._decoders.values())
+
+    @property
+    def counters(self) -> Counters:
+        return sum((decoder.counters for decoder in self._decoders.values()), Counters())
 
     def submit(self, request: Request) -> None:
         """Raises NotFoundError for a model that is not here, and what its decoder raises."""

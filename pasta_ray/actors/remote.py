@@ -1,10 +1,10 @@
 """Talking to an actor: its streams end when we stop reading, and its errors arrive as ours."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
 from pasta_ray.actors.messages import ReplicaDiedError, ReplicaStats
 from pasta_ray.engine.messages import Events, Request
@@ -27,9 +27,9 @@ def translated(error: Exception, name: str) -> PastaError:
     return ReplicaError(f"{name} cannot be reached: {error}")
 
 
-async def stream(actor: Any, name: str, request: Request) -> AsyncGenerator[Events, None]:
-    """``actor.decode(request)``; leaving the iteration early cancels the call, and with it all that it caused."""
-    generator = actor.decode.remote(request)
+async def stream(actor: Any, name: str, *args: Any) -> AsyncGenerator[Events, None]:
+    """``actor.decode(*args)``; leaving the iteration early cancels the call, and with it all that it caused."""
+    generator = actor.decode.remote(*args)
     ended = False
     try:
         async for message in generator:
@@ -52,17 +52,24 @@ async def call(method: Any, name: str, *args: Any) -> Any:
 
 
 class RemoteReplica:
-    """A decode actor as the coordinator uses it."""
+    """A decode actor as the coordinator uses it. ``start`` gives the actor: the one that is there, or a new one."""
 
-    def __init__(self, name: str, actor: Any) -> None:
+    def __init__(self, name: str, start: Callable[[], Any]) -> None:
         self.name = name
-        self._actor = actor
+        self._start = start
+        self._actor = start()
 
     def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         return stream(self._actor, f"replica {self.name}", request)
 
     async def ping(self) -> ReplicaStats:
-        stats: ReplicaStats = await call(self._actor.ping, f"replica {self.name}")
+        """Ray starts an actor again whose process died; one that has ended for good is replaced here."""
+        try:
+            stats: ReplicaStats = await self._actor.ping.remote()
+        except RayError as error:
+            if isinstance(error, ActorDiedError):
+                self._actor = self._start()
+            raise translated(error, f"replica {self.name}") from None
         return stats
 
     async def stats(self) -> ReplicaStats:
@@ -72,3 +79,7 @@ class RemoteReplica:
     def restart(self) -> None:
         """End the process; Ray starts the actor again."""
         ray.kill(self._actor, no_restart=False)
+
+    def end(self) -> None:
+        """End the process for good."""
+        ray.kill(self._actor, no_restart=True)

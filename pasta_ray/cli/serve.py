@@ -119,7 +119,7 @@ def serve(
         if ready:
             first, *others = settings.served
             more = f"; so do {', '.join(others)}" if others else ""
-            typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}")
+            typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}; see it at {url}/")
         stop.wait()
     finally:
         typer.echo("stopping", err=True)

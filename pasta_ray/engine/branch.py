@@ -37,7 +37,7 @@ class Branch:
     ``num_draft`` are guesses. A preempted request starts anew at ``num_fed == 0``; ``[0, num_computed)`` have been fed
     at some time, so that others may have seen them, and what they gave has been handed out. ``joins`` are pairs: the
     index of the first token that saw what a join brought, and the slots that were new by it. ``parent`` is the branch
-    that it was forked from.
+    that it was forked from when that had ``num_inherited`` tokens.
     """
 
     path: str
@@ -55,6 +55,7 @@ class Branch:
     num_computed: int = 0
     num_draft: int = 0
     parent: "Branch | None" = field(default=None, repr=False)
+    num_inherited: int = 0
     settled: bool = False
     held: bool = False
     closed: bool = False

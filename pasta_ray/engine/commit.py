@@ -36,7 +36,7 @@ def commit(batch: list[RequestFeeds], logits_RV: torch.Tensor, masks: torch.Tens
     for feed in feeds:
         branch, num_logits, num_drafted = feed.branch, feed.num_logits, feed.branch.num_draft
         branch.mark_fed(feed.num_tokens)
-        tokens = _accept(branch, samples[branch]) if branch in samples else ()
+        tokens = accept(branch, samples[branch]) if branch in samples else ()
         num_rejected = num_drafted + 1 - len(tokens) if tokens else 0
         logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits and num_logits else None
         row += num_logits
@@ -93,7 +93,7 @@ def _sample_rows(branch: Branch) -> list[SampleRow]:
     return rows
 
 
-def _accept(branch: Branch, samples: Sequence[int]) -> tuple[int, ...]:
+def accept(branch: Branch, samples: Sequence[int]) -> tuple[int, ...]:
     """Keep the draft as far as it equals the samples, and append the sample behind that; gives the new tokens."""
     num_accepted = num_equal(branch.draft, samples)
     tokens = tuple(samples[: num_accepted + 1])

@@ -5,8 +5,9 @@ from pasta_ray.engine.config import DraftConfig
 from pasta_ray.engine.drafting import make_drafter
 from pasta_ray.engine.engine import Engine
 from pasta_ray.engine.masks import build_masks
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.engine.messages import Counters, Events, Request
 from pasta_ray.engine.methods import Run, check_method, find_methods, fitting_methods
+from pasta_ray.engine.resume import resume
 from pasta_ray.errors import InputError
 
 
@@ -45,6 +46,10 @@ class Decoder:
     def num_requests(self) -> int:
         return len(self._runs)
 
+    @property
+    def counters(self) -> Counters:
+        return self.engine.counters
+
     def submit(self, request: Request) -> None:
         """Take a request in. Raises InputError for one that can never run here."""
         if request.id in self._runs:
@@ -62,7 +67,13 @@ class Decoder:
             f" {request.max_promises}, by method {request.method!r})"
         )
         self.engine.pool.check_fits(method.max_slots(request, self.engine.tags), what)
-        self._runs[request.id] = method(self.engine, request, self.replica)
+        run = method(self.engine, request, self.replica)
+        try:
+            resume(run, request.progress)
+        except Exception:
+            run.cancel()
+            raise
+        self._runs[request.id] = run
 
     def cancel(self, request_id: str) -> None:
         """End a request and free all its slots; its events stop. Unknown ids are fine: it may just have finished."""
@@ -84,7 +95,7 @@ class Decoder:
             if run.done:
                 self._forget(run)
             if events:
-                news.append(Events(run.request.id, tuple(events)))
+                news.append(Events(run.request.id, tuple(events), run.take_steps()))
         return news
 
     def _draft(self) -> None:

@@ -70,9 +70,6 @@ class _History:
             self.tokens.append(token)
         self.num_own = len(own_tokens)
 
-    def child(self) -> "_History":
-        return _History(self.tokens.copy(), self.followers.copy())
-
 
 class PromptLookup:
     """Guesses that a text which repeats goes on repeating: what followed the last three tokens when they occurred last,
@@ -99,8 +96,9 @@ class PromptLookup:
     def _history(self, branch: Branch) -> _History:
         history = self._histories.get(branch)
         if history is None:
-            history = self._history(branch.parent).child() if branch.parent else _History()
-            self._histories[branch] = history
+            history = self._histories[branch] = _History()
+            history.extend(_inherited(branch))
+            history.num_own = 0
         history.extend(branch.tokens)
         return history
 
@@ -110,6 +108,14 @@ class PromptLookup:
             if start is not None:
                 return _before(self.acting, islice(cycle(history.tokens[start:]), self.max_draft))
         return []
+
+
+def _inherited(branch: Branch) -> list[int]:
+    """What the branch's ancestors had written when it was forked, whenever that is asked: a guess behind a fork that is
+    taken again is the one that was made then."""
+    if branch.parent is None:
+        return []
+    return _inherited(branch.parent) + branch.parent.tokens[: branch.num_inherited]
 
 
 @dataclass(eq=False)

@@ -9,10 +9,10 @@ from functools import cached_property
 import torch
 
 from pasta_ray.engine.branch import Branch, Constraint
-from pasta_ray.engine.commit import StepOutput, allowed, commit
+from pasta_ray.engine.commit import StepOutput, accept, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
-from pasta_ray.engine.messages import MAIN_BRANCH, Sampling
+from pasta_ray.engine.messages import MAIN_BRANCH, Counters, Sampling
 from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
 from pasta_ray.engine.reuse import PrefixReuse
@@ -52,6 +52,7 @@ class Engine:
         self.pool = Pool(self.model.kv_shape, config.max_kv_bytes)
         self.prefixes = PrefixReuse(config.prefix_cache_bytes)
         self._requests: dict[Slab, Tenant] = {}  # in order of arrival
+        self._num_steps = self._num_rows = 0
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -106,6 +107,18 @@ class Engine:
     def num_prefix_hits(self) -> int:
         """Tokens of those that were found, and not prefilled."""
         return self.prefixes.num_found
+
+    @property
+    def counters(self) -> Counters:
+        return Counters(
+            self._num_steps,
+            self._num_rows,
+            self.kv_bytes,
+            self.num_waiting,
+            self.num_preemptions,
+            self.num_prefix_tokens,
+            self.num_prefix_hits,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -170,6 +183,7 @@ class Engine:
         self.pool.check_fits(slab.num_slots + len(forced), "the request with this fork")
         row = slab.add_branch(parent.row)
         child = Branch(path, slab, row, parent.next_position, sampling, constraint, keep_logits, parent=parent)
+        child.num_inherited = len(parent.tokens)
         child.append(forced)
         parent.next_position += gap
         self._requests[slab].branches.append(child)
@@ -215,6 +229,24 @@ class Engine:
         room = max(0, self.max_positions - branch.next_position)
         room = self.pool.num_spare(self._requests[branch.slab], self._tenants, room)
         branch.append_draft(allowed(ids[:room], branch.constraint, self.masks, self.vocab_size))
+
+    def recall(self, branch: Branch, tokens: Sequence[int], num_drafted: int = 0) -> StepOutput:
+        """Give the branch what a step gave it once, here or elsewhere: what was pending counts as fed, the constraint
+        moves on, the last of ``tokens`` is pending. Computes nothing: once all is recalled, :meth:`feed_again`."""
+        assert branch.decoding, f"branch {branch.path} samples nothing"
+        self._check_ids(tokens)
+        branch.append_draft(tokens[:-1])
+        branch.mark_fed(branch.num_pending)
+        return StepOutput(branch, accept(branch, tokens), num_drafted, None)
+
+    def feed_again(self, branch: Branch) -> None:
+        """Everything that the branch's request has been fed waits to be fed again, each token with the sight that it
+        had; only then its branches go on. What a branch that samples no more has pending counts as fed."""
+        tenant = self._requests[branch.slab]
+        for other in tenant.branches:
+            if not other.decoding and not other.held:
+                other.mark_fed(other.num_pending)
+        tenant.preempt()
 
     def rewind(self, branch: Branch, num_tokens: int) -> None:
         """Forget all of the branch's tokens but the first ``num_tokens``; their slots are used again."""
@@ -265,6 +297,8 @@ class Engine:
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []
+            self._num_steps += 1
+            self._num_rows += sum(feed.num_tokens for feeds in batch for feed in feeds)
             fed = [self._requests[feeds[0].branch.slab] for feeds in batch]
             reading = [tenant for tenant in fed if tenant.main.num_fed < tenant.num_prompt]
             outputs = commit(batch, self.runner.run(batch), self.masks)

@@ -4,9 +4,10 @@ A branch is named by its path: the main branch is ``"0"``, its third body ``"0.3
 branch's sampling, so a replay gives the same tokens.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from pasta_ray.engine.progress import Progress, Step
 from pasta_ray.errors import InputError
 
 MAIN_BRANCH = "0"
@@ -41,7 +42,9 @@ class Request:
     answer, the model is asked whether the question suits that. Without ``constrained``, 'pasta' masks no token that
     breaks the grammar: it counts them (``Parallel.num_violations``), and goes on. ``model`` chooses among the models of
     a replica that holds several by name; one that holds a single model does not read it. The answer ends before the
-    first of the strings in ``stop`` that its text, read in document order, comes to.
+    first of the strings in ``stop`` that its text, read in document order, comes to. An answer that has been begun is
+    gone on with from its ``progress``, and gives no event of that again. ``trace`` names in logs the call that the
+    request belongs to.
     """
 
     id: str
@@ -56,6 +59,8 @@ class Request:
     constrained: bool = True
     model: str = ""
     stop: tuple[str, ...] = ()
+    progress: Progress = field(default_factory=Progress)
+    trace: str = ""
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -185,7 +190,26 @@ Event = PromiseOpened | Delta | BranchClosed | Synced | Finished
 
 @dataclass(frozen=True)
 class Events:
-    """All events of one request in one step: the unit that travels between processes."""
+    """All events of one request in one step: the unit that travels between processes. ``steps`` are those that have led
+    to the events since the last message: what :class:`Progress` is made of."""
 
     request_id: str
     events: tuple[Event, ...]
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What an engine has done since it was made, and what it holds: passes, tokens fed in them, bytes of its requests'
+    KV, requests without any, requests that lost theirs, prompt tokens looked up in the prefix cache and found there."""
+
+    num_steps: int = 0
+    num_rows: int = 0
+    kv_bytes: int = 0
+    num_waiting: int = 0
+    num_preemptions: int = 0
+    num_prefix_tokens: int = 0
+    num_prefix_hits: int = 0
+
+    def __add__(self, other: "Counters") -> "Counters":
+        return Counters(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))

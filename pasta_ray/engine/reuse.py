@@ -18,11 +18,12 @@ class PrefixReuse:
 
     def load(self, tenant: Tenant) -> None:
         """Copy the longest cached prefix into a slab that has just got its KV. The last token is left to be fed, for
-        its logits; a branch that keeps all logits takes nothing."""
+        its logits, and so is the last of those that are fed again, so that a step is theirs: before the next one its
+        branches may draft, as they have before. A branch that keeps all logits takes nothing."""
         main = tenant.main
         if not self._takes_part(tenant):
             return
-        ids = main.tokens[: min(main.num_plain, main.num_feedable, len(main.tokens) - 1)]
+        ids = main.tokens[: min(main.num_plain, main.num_feedable, (main.num_lost or len(main.tokens)) - 1)]
         lease = self._lease(tenant, ids)
         start = 0
         for run in lease.runs():

@@ -1,9 +1,8 @@
 """The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
 
-import logging
 import os
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import Callable
+from typing import Any
 
 import ray
 from fastapi import FastAPI
@@ -12,11 +11,11 @@ from ray.serve.config import DeploymentActorConfig
 
 from pasta_ray.actors.cluster import COORDINATOR_OPTIONS, Cluster, CoordinatorActor
 from pasta_ray.actors.loading import LoadDecoder, LoadModels, LoadTokenizer, TokenizerLike
-from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, DecoderFactory, ReplicaDiedError
-from pasta_ray.engine.messages import Events, Request
-from pasta_ray.errors import ReplicaError
+from pasta_ray.actors.messages import ClusterSpec, DecoderFactory
+from pasta_ray.logs import configure
 from pasta_ray.serve.config import PROXY_HEADROOM, ServeConfig
 from pasta_ray.serve.http import create_app
+from pasta_ray.serve.metrics import RayMeter, cluster_metrics
 from pasta_ray.serve.models import Models, read_models
 from pasta_ray.serve.security import read_keys
 from pasta_ray.serve.service import Service
@@ -53,6 +52,7 @@ def make_app(
         gpus_per_replica=config.gpus_per_replica,
         max_ongoing=config.max_ongoing_requests,
         max_queued=config.max_queued_requests,
+        log=config.log,
     )
     admitted = config.max_ongoing_requests + config.max_queued_requests + PROXY_HEADROOM
     deployment = serve.deployment(
@@ -60,6 +60,7 @@ def make_app(
         num_replicas=config.num_ingress,
         max_ongoing_requests=admitted,  # the coordinator sheds load, with a status and a reason; Serve should not
         ray_actor_options={"num_cpus": 0},
+        logging_config={"log_level": "WARNING", "enable_access_log": False},  # we log responses, with their ids
         deployment_actors=[
             DeploymentActorConfig(
                 name=COORDINATOR_NAME,
@@ -82,42 +83,14 @@ class Ingress:
         make_tokenizer: Callable[[], TokenizerLike],
         keys: frozenset[str] = frozenset(),
     ) -> None:
-        logger = logging.getLogger("pasta_ray")
-        logger.setLevel(logging.INFO)
-        logger.parent = logging.getLogger("ray.serve")  # whose handlers name this worker and the HTTP request
-        self._service = Service(config, models, ServedCluster(), make_tokenizer())
+        configure(config.log)
+        self._service = Service(config, models, Cluster(find_coordinator), make_tokenizer(), RayMeter())
         self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return create_app(self._service, self._keys)
+        return create_app(self._service, self._keys, cluster_metrics, behind_serve=True)
 
 
-class ServedCluster:
-    """The deployment's own coordinator. Serve replaces one that dies, so a handle to a dead one is looked up again."""
-
-    def __init__(self) -> None:
-        self._found: Cluster | None = None
-
-    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
-        try:
-            async with aclosing(self._cluster().decode(request)) as messages:
-                async for message in messages:
-                    yield message
-        except ReplicaDiedError:
-            self._found = None
-            raise
-
-    async def health(self) -> ClusterHealth:
-        try:
-            return await self._cluster().health()
-        except ReplicaDiedError:
-            self._found = None
-            raise
-
-    def _cluster(self) -> Cluster:
-        if self._found is None:
-            try:
-                self._found = Cluster(serve.get_deployment_actor(COORDINATOR_NAME))
-            except ValueError as error:
-                raise ReplicaError("the coordinator is starting; try again") from error
-        return self._found
+def find_coordinator() -> Any:
+    """The deployment's own. Serve replaces one that dies. Raises ValueError while there is none."""
+    return serve.get_deployment_actor(COORDINATOR_NAME)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from pasta_ray.errors import InputError
+from pasta_ray.logs import LogConfig, LogFormat, LogLevel
 
 if TYPE_CHECKING:
     from pasta_ray.engine.config import DraftConfig, EngineConfig
@@ -96,6 +97,9 @@ class ServeConfig(BaseModel):
     max_choices: int = Field(default=16, ge=1, description="answers that one request may ask for: n times its prompts")
     max_branches: int = Field(default=16, ge=1, description="the largest max_branches that a client may ask for")
 
+    log_format: LogFormat = Field(default="text", description="text, or json: one object a line, for machines")
+    log_level: LogLevel = Field(default="info", description="debug adds a line for each branch that opens or closes")
+
     api_keys_file: Path | None = Field(
         default=None, description=f"a key's sha256 a line; {API_KEYS_VARIABLE} may hold keys too, separated by commas"
     )
@@ -138,6 +142,10 @@ class ServeConfig(BaseModel):
         name = Path(self.model).name.removesuffix(".gguf")
         derived = f"{name}-{Path(self.adapter).name}" if self.adapter else name
         return {self.served_model_name or derived: ServedModel(adapter=self.adapter)}
+
+    @property
+    def log(self) -> LogConfig:
+        return LogConfig(self.log_format, self.log_level)
 
     def engine_configs(self) -> "dict[str, EngineConfig]":
         """Each served model's own engine; InputError names a value that it does not take."""

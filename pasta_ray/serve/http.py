@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,22 +10,33 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 
 from pasta_ray.engine.messages import Request
+from pasta_ray.errors import NotFoundError
 from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
+from pasta_ray.serve.page import add_page
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
 from pasta_ray.serve.service import Service
 from pasta_ray.serve.streaming import Chunks, EventStream, event_lines
+from pasta_ray.serve.tracing import Tracing
 
 
-def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
-    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it."""
+def create_app(
+    service: Service,
+    keys: frozenset[str] = frozenset(),
+    metrics: Callable[[], Awaitable[str]] | None = None,
+    behind_serve: bool = False,
+) -> FastAPI:
+    """The OpenAI API of the served models. ``keys`` are the digests of those that may use it, ``metrics`` gives the
+    page of /metrics. ``behind_serve``: Ray Serve's proxy returns the request's id, so that we must not."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
+    add_page(app)
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=headers)
+    app.add_middleware(Tracing, meter=service.meter, returns_id=not behind_serve)
     started = int(time.time())
 
     @app.post("/v1/chat/completions")
@@ -41,12 +53,14 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
         return await _respond(service, requests, body, CompletionShape(requests[0].id, body.model, echoes))
 
     def model_card(name: str) -> dict[str, Any]:
-        root = service.models.find(name).name
-        return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": root}
+        model = service.models.find(name)
+        card = {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": model.name}
+        return card | {"pasta": {"method": model.method}}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """What is served. An alias has a card too, whose ``root`` is the model's own name."""
+        """What is served. An alias has a card too, whose ``root`` is the model's own name. ``pasta.method`` answers the
+        requests that name none."""
         return {"object": "list", "data": [model_card(name) for name in service.models.by_name]}
 
     @app.get("/v1/models/{model:path}")
@@ -62,6 +76,13 @@ def create_app(service: Service, keys: frozenset[str] = frozenset()) -> FastAPI:
             "models": [dataclasses.asdict(model) for model in service.models.all],
             "replicas": [dataclasses.asdict(replica) for replica in cluster.replicas],
         }
+
+    @app.get("/metrics")
+    async def metrics_page() -> Response:
+        """All nodes' metrics in Prometheus' text format, some seconds old."""
+        if metrics is None:
+            raise NotFoundError("this service publishes no metrics")
+        return Response(await metrics(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return app
 

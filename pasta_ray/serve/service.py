@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -13,11 +14,14 @@ from pasta_ray.actors.messages import ClusterHealth
 from pasta_ray.engine.messages import Event, Events, Report, Request, Sampling
 from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import ReplicaError
+from pasta_ray.logs import fields
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.errors import DeadlineError, NotReadyError, ParameterError
 from pasta_ray.serve.merging import merged
+from pasta_ray.serve.metrics import Meter, NoMeter, Served
 from pasta_ray.serve.models import Model, Models
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
+from pasta_ray.serve.tracing import current_trace
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +46,17 @@ class News:
 class Service:
     """The served models, which share limits, tokenizer and replicas."""
 
-    def __init__(self, config: ServeConfig, models: Models, backend: Backend, tokenizer: TokenizerLike) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        models: Models,
+        backend: Backend,
+        tokenizer: TokenizerLike,
+        meter: Meter | None = None,
+    ) -> None:
         self.config = config
         self.models = models
+        self.meter = meter or NoMeter()
         self._backend = backend
         self._tokenizer = tokenizer
 
@@ -88,20 +100,29 @@ class Service:
                 yield news
 
     async def _logged(self, choice: int, request: Request, caller: str | None) -> AsyncGenerator[News, None]:
-        """One choice's news. Its end is a line in the log."""
-        outcome = "its reader left"
+        """One choice's news. Its start and its end are lines in the log, and its end is measured."""
+        told = {"trace": request.trace or None, "request": request.id, "user": caller}
+        told |= {"model": request.model, "method": request.method}
+        logger.info("asked", extra=fields(**told, prompt_tokens=len(request.prompt_ids)))
+        outcome, said, first_s, report = "left", {}, None, None
+        began = time.perf_counter()
         try:
             async with aclosing(self._news(choice, request)) as stream:
                 async for news in stream:
+                    if news.text and first_s is None:
+                        first_s = time.perf_counter() - began
                     if news.report is not None:
-                        outcome = _summary(news.report)
+                        report = news.report
+                        outcome, said = report.finish_reason, _summary(report)
                     yield news
         except Exception as error:
-            outcome = f"{type(error).__name__}: {error}"
+            outcome, said = type(error).__name__, {"error": str(error)}
             raise
         finally:
-            who = "" if caller is None else f", user {caller!r}"
-            logger.info("%s%s, model %s, method %s: %s", request.id, who, request.model, request.method, outcome)
+            wall_s = time.perf_counter() - began
+            served = Served(first_s, wall_s, report.usage.completion_tokens if report else 0)
+            self.meter.answer(request.model, request.method, outcome, served)
+            logger.info("answered", extra=fields(**told, outcome=outcome, seconds=round(wall_s, 3), **said))
 
     async def _news(self, choice: int, request: Request) -> AsyncGenerator[News, None]:
         deadline = asyncio.get_running_loop().time() + self.config.request_timeout_s
@@ -163,6 +184,7 @@ class Service:
             max_branches=max_branches,
             router=body.pasta.router,
             model=model.name,
+            trace=current_trace(),
             stop=tuple(body.stop or ()),
             sampling=Sampling(
                 temperature=body.temperature or 0.0,
@@ -177,9 +199,11 @@ def _wrapped(seed: int) -> int:
     return (seed + 2**63) % 2**64 - 2**63
 
 
-def _summary(report: Report) -> str:
+def _summary(report: Report) -> dict[str, object]:
     usage, parallel = report.usage, report.parallel
-    return (
-        f"{usage.prompt_tokens} + {usage.completion_tokens} tokens in {report.timing.wall_s:.2f} s,"
-        f" {parallel.num_promises} promises, critical path {parallel.critical_path}, {report.finish_reason}"
-    )
+    return {
+        "tokens": usage.completion_tokens,
+        "promises": parallel.num_promises,
+        "critical_path": parallel.critical_path,
+        "speedup": round(parallel.theoretical_speedup, 2),
+    }

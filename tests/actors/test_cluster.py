@@ -1,15 +1,21 @@
 """The actors with real processes between them."""
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
-from pasta_ray.actors.cluster import Cluster
+from pasta_ray.actors.cluster import NAMESPACE, Cluster
 from pasta_ray.actors.messages import ClusterSpec
-from pasta_ray.engine.messages import Delta, Events, Finished
+from pasta_ray.engine.messages import Delta, Event, Events, Finished, Request
 from pasta_ray.errors import InputError, ReplicaError
 from tests.fakes import MakeFakeDecoder, ask
 
@@ -18,12 +24,18 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def spec(**options: Any) -> ClusterSpec:
     make = options.pop("make_decoder", MakeFakeDecoder())
-    return ClusterSpec(make, cpus_per_replica=0, check_period_s=0.1, **options)
+    return ClusterSpec(make, cpus_per_replica=0, check_period_s=0.1, **{"orphan_s": 10.0} | options)
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Cluster:
     return Cluster.start(spec(replicas=2))
+
+
+@pytest.fixture(scope="module")
+def mortal() -> Cluster:
+    """For tests in which processes die."""
+    return Cluster.start(spec(replicas=2, max_deaths=1, make_decoder=MakeFakeDecoder(step_s=0.02)))
 
 
 def run(cluster: Cluster, scenario: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
@@ -43,6 +55,35 @@ def text(answer: list[Events]) -> str:
     finished = answer[-1].events[-1]
     assert isinstance(finished, Finished)
     return finished.report.text
+
+
+def deltas(answer: list[Events]) -> list[Event]:
+    return [event for message in answer for event in message.events if isinstance(event, Delta)]
+
+
+async def pid(actor: Any) -> int:
+    number: int = await actor.__ray_call__.remote(lambda _: os.getpid())
+    return number
+
+
+def replica_names(cluster: Cluster) -> list[str]:
+    named = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(name for name in named if name.startswith(cluster._find()._actor_id.hex()))
+
+
+async def pids(cluster: Cluster) -> list[int]:
+    """The replicas' processes."""
+    return [await pid(ray.get_actor(name, namespace=NAMESPACE)) for name in replica_names(cluster)]
+
+
+def ends(name: str) -> bool:
+    for _ in range(200):
+        try:
+            ray.get_actor(name, namespace=NAMESPACE)
+        except ValueError:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 async def idle(cluster: Cluster) -> None:
@@ -100,29 +141,102 @@ def test_the_decoders_own_errors_arrive_as_they_were_raised(cluster: Cluster) ->
     run(cluster, scenario)
 
 
-def test_a_replicas_death_is_reported_and_it_comes_back() -> None:
-    cluster = Cluster.start(spec())
+def test_a_replicas_death_leaves_no_trace_in_the_answer(mortal: Cluster, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        words = f"{tmp_path / 'died'}\nfork some die-once words and no more"
+        answer = await messages(mortal, words)
+        assert (tmp_path / "died").exists()
+        assert deltas(answer) == deltas(await messages(mortal, words))
+        assert (await mortal.counts()).num_recoveries == 1
+        await idle(mortal)
 
+    run(mortal, scenario)
+
+
+def test_a_request_that_kills_its_replica_each_time_is_given_up(mortal: Cluster) -> None:
     async def scenario() -> str:
-        with pytest.raises(ReplicaError, match="died while it answered"):
-            await messages(cluster, "hello die")
-        await cluster.wait_ready(60)
-        return text(await messages(cluster, "hello again"))
+        with pytest.raises(ReplicaError, match="what answered request a died 2 times in a row"):
+            await messages(mortal, "die")
+        return text(await messages(mortal, "hello again"))
 
-    assert run(cluster, scenario) == "hello again "
+    assert run(mortal, scenario) == "hello again "
 
 
-def test_a_poisoned_replica_is_restarted() -> None:
-    cluster = Cluster.start(spec())
+def test_a_coordinators_death_leaves_no_trace_and_its_replicas_go_on(mortal: Cluster) -> None:
+    """Guards against answers that are lost with the coordinator, and against replicas that must load again for it."""
 
+    async def scenario() -> None:
+        words = " ".join(f"w{index}" for index in range(60))
+        undisturbed = await messages(mortal, f"fork {words}", "first", max_tokens=100)
+        before = await pids(mortal)
+        readers = [
+            asyncio.create_task(messages(mortal, f"fork {words}", f"id{index}", max_tokens=100)) for index in range(6)
+        ]
+        await asyncio.sleep(0.3)
+        assert not any(reader.done() for reader in readers)
+        os.kill(await pid(mortal._find()), signal.SIGKILL)
+        for reader in readers:
+            assert deltas(await reader) == deltas(undisturbed)
+        assert (await mortal.counts()).num_recoveries == 6
+        assert await pids(mortal) == before
+        await idle(mortal)
+
+    run(mortal, scenario)
+
+
+@ray.remote(num_cpus=0)
+class Reader:
+    """A process that reads answers, as an HTTP worker does."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+
+    async def read(self, request: Request) -> None:
+        async for _ in self.cluster.decode(request):
+            pass
+
+
+def test_a_readers_death_frees_its_slots_on_every_replica(cluster: Cluster) -> None:
+    async def scenario() -> None:
+        reader = Reader.remote(cluster)
+        for index in range(4):
+            reader.read.remote(ask("fork endless", f"id{index}", max_tokens=10**6))
+        while sum(stats.num_requests for stats in await cluster.stats()) < 4:
+            await asyncio.sleep(0.02)
+        os.kill(await pid(reader), signal.SIGKILL)
+        started = time.monotonic()
+        await idle(cluster)
+        assert time.monotonic() - started < 2.0
+        assert (await cluster.counts()).num_ongoing == 0
+
+    run(cluster, scenario)
+
+
+def test_replicas_end_with_their_cluster_and_not_before() -> None:
+    """Guards against processes that outlive what they were started for: at once where it ends as it should, after a
+    while where its process was killed for good. One that nobody asks for anything does not end."""
+    clusters = [Cluster.start(spec(orphan_s=60.0)), Cluster.start(spec(orphan_s=1.5))]
+    for cluster in clusters:
+        run(cluster, partial(pids, cluster))
+    names = [name for cluster in clusters for name in replica_names(cluster)]
+    assert len(names) == 2
+    time.sleep(2.5)
+    assert [name for cluster in clusters for name in replica_names(cluster)] == names
+    ray.kill(clusters[1]._find())
+    del clusters, cluster
+    for name in names:
+        assert ends(name)
+
+
+def test_a_poisoned_replica_is_restarted(mortal: Cluster) -> None:
     async def scenario() -> str:
         with pytest.raises(Exception, match="out of luck"):
-            await messages(cluster, "poison")
-        await asyncio.sleep(0.5)
-        await cluster.wait_ready(60)
-        return text(await messages(cluster, "hello again"))
+            await messages(mortal, "poison")
+        while all(replica.state == "ready" for replica in (await mortal.health()).replicas):
+            await asyncio.sleep(0.02)
+        return text(await messages(mortal, "hello again"))
 
-    assert run(cluster, scenario) == "hello again "
+    assert run(mortal, scenario) == "hello again "
 
 
 def test_replicas_that_cannot_start_say_why() -> None:

@@ -1,35 +1,37 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Any
 
 import pytest
 
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.messages import ReplicaDiedError, ReplicaStats
-from pasta_ray.engine.messages import Events, Finished, Request
+from pasta_ray.engine.messages import Event, Events, Finished, Request
 from pasta_ray.errors import InputError, ModelError, OverloadedError, PastaError, ReplicaError
 from tests.fakes import FakeDecoder, ask
 
 
 class LocalReplica:
-    """A replica in this process that dies where it is told to: before, or after, its first message."""
+    """A replica in this process. Each time that it is asked it dies after another number of messages, of ``dies``, and
+    is back at once; after the last of them it lives."""
 
-    def __init__(self, name: str, dies: str = "never", ping_error: PastaError | None = None) -> None:
+    def __init__(self, name: str, dies: Sequence[int] = (), ping_error: PastaError | None = None) -> None:
         self.name = name
-        self.dies = dies
+        self.dies = list(dies)
         self.ping_error = ping_error
         self.loop = DecodeLoop(FakeDecoder, name)
         self.num_restarts = 0
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
-        if self.dies == "before":
-            raise ReplicaDiedError(f"{self.name} is gone")
+        num_left = self.dies.pop(0) if self.dies else None
         async with aclosing(self.loop.decode(request)) as stream:
             async for message in stream:
-                yield message
-                if self.dies == "after":
+                if num_left == 0:
                     raise ReplicaDiedError(f"{self.name} is gone")
+                num_left = None if num_left is None else num_left - 1
+                yield message
 
     async def ping(self) -> ReplicaStats:
         if self.ping_error is not None:
@@ -41,7 +43,7 @@ class LocalReplica:
         self.ping_error = None
 
 
-async def started(replicas: Sequence[LocalReplica], **options: int) -> Coordinator:
+async def started(replicas: Sequence[LocalReplica], **options: Any) -> Coordinator:
     coordinator = Coordinator(replicas, check_period_s=0.01, **options)
     for _ in range(100):
         await asyncio.sleep(0.01)
@@ -81,23 +83,78 @@ def test_load_is_zero_again_after_answers_and_interruptions() -> None:
     assert asyncio.run(scenario()) == [0]
 
 
-def test_death_before_the_first_event_is_tried_once_elsewhere() -> None:
-    async def scenario() -> tuple[str, str]:
-        coordinator = await started([LocalReplica("r0", dies="before"), LocalReplica("r1")])
-        return await answer(coordinator, ask("hello"))
-
-    assert asyncio.run(scenario()) == ("hello ", "r1")
+WORDS = "fork first fork second then some more words to the end"
 
 
-@pytest.mark.parametrize("second", ["before", "never"])
-def test_a_later_death_or_a_second_one_is_reported(second: str) -> None:
-    """Guards against an answer that silently starts again behind text that the client has already seen."""
-    first = "before" if second == "before" else "after"
+async def messages(coordinator: Coordinator, request: Request) -> list[Events]:
+    return [message async for message in coordinator.decode(request)]
+
+
+def said(answer: Sequence[Events]) -> list[Event]:
+    return [event for message in answer for event in message.events][:-1]
+
+
+def test_deaths_at_any_message_leave_no_trace_in_an_answer() -> None:
+    """Guards against text that is repeated or missing, and against load that stays counted."""
 
     async def scenario() -> None:
-        coordinator = await started([LocalReplica("r0", dies=first), LocalReplica("r1", dies=second)])
-        with pytest.raises(ReplicaError, match=r"replica r\d died while it answered"):
+        undisturbed = await messages(await started([LocalReplica("r0")]), ask(WORDS))
+        for num_before in range(len(undisturbed)):
+            replicas = [LocalReplica("r0", dies=(num_before, 0)), LocalReplica("r1", dies=(1, 0, 2))]
+            coordinator = await started(replicas)
+            answer = await messages(coordinator, ask(WORDS))
+            assert said(answer) == said(undisturbed)
+            stats = coordinator.stats()
+            assert (stats.num_ongoing, stats.num_finished, stats.num_cancelled) == (0, 1, 0)
+            assert stats.num_recoveries > 0
+            assert [replica.num_branches for replica in coordinator.health().replicas] == [0, 0]
+            assert all(replica.loop.stats().num_slots == 0 for replica in replicas)
+
+    asyncio.run(scenario())
+
+
+def test_a_request_that_kills_whatever_decodes_it_is_given_up() -> None:
+    """Guards against one request that takes every replica down, again and again."""
+
+    async def scenario() -> int:
+        replica = LocalReplica("r0", dies=(3, *(0 for _ in range(9))))
+        coordinator = await started([replica], max_deaths=4)
+        with pytest.raises(ReplicaError, match=r"r0 is gone; what answered request a died 5 times in a row"):
+            await messages(coordinator, ask(WORDS))
+        return len(replica.dies)
+
+    assert asyncio.run(scenario()) == 5  # of 10: one after some steps, and four in a row
+
+
+def test_what_comes_while_no_replica_is_ready_waits_for_one_up_to_a_bound() -> None:
+    async def scenario() -> str:
+        replica = LocalReplica("r0", ping_error=ReplicaDiedError("it is starting"))
+        coordinator = await started([replica], wait_s=0.05)
+        with pytest.raises(ReplicaError, match=r"no decode replica was ready within 0.05 s: r0 starting"):
             await answer(coordinator, ask("hello"))
+        patient = await started([replica], wait_s=60)
+        waiting = asyncio.create_task(answer(patient, ask("hello")))
+        await asyncio.sleep(0.05)
+        replica.ping_error = None
+        return (await waiting)[0]
+
+    assert asyncio.run(scenario()) == "hello "
+
+
+def test_what_is_left_is_counted_as_cancelled() -> None:
+    async def scenario() -> None:
+        replica = LocalReplica("r0")
+        coordinator = await started([replica])
+        async with aclosing(coordinator.decode(ask("endless"))) as stream:
+            await anext(stream)
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+            if not replica.loop.stats().num_slots:
+                break
+        assert (coordinator.stats().num_cancelled, replica.loop.stats().num_cancelled) == (1, 1)
+        await answer(coordinator, ask("hello"))
+        assert (coordinator.stats().num_cancelled, replica.loop.stats().num_cancelled) == (1, 1)
+        assert (coordinator.stats().num_requests, coordinator.stats().num_finished) == (2, 1)
 
     asyncio.run(scenario())
 

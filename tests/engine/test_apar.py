@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +25,9 @@ VOCAB = 320
 CONTROLS = ControlMap.after(VOCAB - 2)
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def make_decoder(folder: Path) -> Decoder:
     """A decoder over a random model whose vocabulary is narrowed to a few letters, so that forks are common."""
-    folder = save_tokenizer(save_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB, initializer_range=0.1))
+    save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
     CONTROLS.save(folder)
     decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16)))
     tokenizer, masks = decoder.engine.tokenizer, decoder.engine.masks
@@ -36,6 +36,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     masks &= torch.tensor([token in kept for token in range(VOCAB)])
     masks[Phase.THREAD, tokenizer.stop_ids[0]] = False  # a thread ends only where it may not fork
     return decoder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return make_decoder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from transformers import (
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.architecture import Architecture, check_supported
 from pasta_ray.engine.messages import Sampling
-from pasta_ray.engine.replay import replay_tokens
+from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.errors import ModelError
 from pasta_ray.lang import Layout, TagMap, layout
 from tests.engine.conftest import SMALL, VOCAB, decode, generate, layout_mask, prompt, random_document

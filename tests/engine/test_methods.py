@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.decoder import Decoder
@@ -12,27 +11,19 @@ from pasta_ray.engine.messages import Events, Request, Sampling, Synced
 from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import InputError
 from pasta_ray.lang import PRED_10X, PositionStrategy, TagMap, parse
-from pasta_ray.lang.grammar import Phase
 from tests.engine.conftest import save_model
 from tests.engine.events import cancel_at_every_step, report, run, shown
 from tests.engine.test_tokenizer import save_tokenizer
+from tests.narrow import load_narrow
 
 VOCAB = 320
-LETTERS = "abc 127\n<\\é"
 
 
 def make_decoder(folder: Path, positions: PositionStrategy = PRED_10X, **settings: int) -> Decoder:
     """A decoder over a random model whose vocabulary is narrowed to a few letters, so that tags are common."""
     save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
     TagMap.after(VOCAB - 6, positions).save(folder)
-    decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16, **settings)))
-    tokenizer, tags, masks = decoder.engine.tokenizer, decoder.engine.tags, decoder.engine.masks
-    assert tags is not None
-    assert masks is not None
-    kept = {*tags.ids, *tokenizer.encode(LETTERS), *tokenizer.stop_ids}
-    masks &= torch.tensor([token in kept for token in range(VOCAB)])
-    masks[[Phase.MAIN, Phase.MAIN_OPEN], tokenizer.stop_ids[0]] = False  # it ends only once it may promise no more
-    return decoder
+    return load_narrow(folder, **settings)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from pasta_ray.engine import Engine, EngineConfig
 from pasta_ray.engine.messages import Sampling
-from pasta_ray.engine.replay import replay_tokens
+from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.engine.weights import resolve_model
 from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync, TokenText, layout
 from tests.engine.conftest import decode, generate, layout_logits

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from pasta_ray.engine import Engine
 from pasta_ray.engine.messages import Sampling
-from pasta_ray.engine.replay import replay_tokens
+from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.lang import PositionStrategy, TagMap, layout
 from tests.engine.conftest import layout_logits, prompt, random_document
 

@@ -3,6 +3,7 @@
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,10 +25,9 @@ LINES = ("\n2. ab c", '\n3. "é<async>', "\n4. q")
 POINTS = ["ab c", "d", "e f"]
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+def make_decoder(folder: Path) -> Decoder:
     """A decoder over a random model whose vocabulary is narrowed to a few letters and beginnings of points."""
-    folder = save_model(tmp_path_factory.mktemp("model"), vocab_size=VOCAB, initializer_range=0.1)
+    save_model(folder, vocab_size=VOCAB, initializer_range=0.1)
     save_tokenizer(folder, *(AddedToken(line, special=False, normalized=False) for line in LINES))
     decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=512)))
     tokenizer, masks = decoder.engine.tokenizer, decoder.engine.masks
@@ -35,6 +35,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     kept = {*tokenizer.encode("abc 12\n<\\é" + "".join(LINES)), *tokenizer.stop_ids}
     masks &= torch.tensor([token in kept for token in range(VOCAB)])
     return decoder
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return make_decoder(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

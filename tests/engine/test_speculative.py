@@ -18,8 +18,9 @@ from pasta_ray.errors import InputError, ModelError
 from pasta_ray.lang import TagMap
 from pasta_ray.lang.grammar import Phase, PlainGrammar
 from tests.engine.conftest import decode, generate, prompt, save_model
-from tests.engine.test_methods import LETTERS, VOCAB, report, request, run
+from tests.engine.test_methods import VOCAB, report, request, run
 from tests.engine.test_tokenizer import save_tokenizer
+from tests.narrow import LETTERS
 
 DRAFTERS = ("lookup", "same", "other")
 
@@ -328,7 +329,7 @@ def test_lookup_repeats_what_the_branch_has_read() -> None:
     main.tokens[-3:] = [6, 2, 3]
     fresh = Branch(**engine_less, tokens=main.tokens)  # type: ignore[arg-type]
     assert read(fresh) == [7, 8, 6, 2]
-    child = Branch(**engine_less, tokens=[5, 9], parent=fresh)  # type: ignore[arg-type]
+    child = Branch(**engine_less, tokens=[5, 9], parent=fresh, num_inherited=13)  # type: ignore[arg-type]
     assert read(child) == [2, 3, 7, 8]
     fresh.tokens += [50, 51, 52, 50, 51]
     child.tokens += [50, 51]

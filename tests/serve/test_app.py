@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import openai
@@ -61,17 +64,21 @@ def live_branches(url: str) -> int:
     return sum(replica["num_branches"] for replica in httpx.get(f"{url}/health").json()["replicas"])
 
 
-def slots(url: str) -> int:
-    """Slots in use on all replicas, asked of the deployment's own coordinator."""
+def coordinator() -> Any:
+    """The handle of the deployment's own."""
     import ray
 
+    entries = ray.util.list_named_actors(all_namespaces=True)
+    (name,) = [each["name"] for each in entries if each["namespace"] == "serve" and "coordinator" in each["name"]]
+    return ray.get_actor(name, namespace="serve")
+
+
+def slots(url: str) -> int:
+    """Slots in use on all replicas, asked of the deployment's own coordinator."""
     from pasta_ray.actors.cluster import Cluster
 
     del url
-    names = [entry for entry in ray.util.list_named_actors(all_namespaces=True) if "coordinator" in entry["name"]]
-    assert len(names) == 1
-    cluster = Cluster(ray.get_actor(**names[0]))
-    return sum(stats.num_slots for stats in asyncio.run(cluster.stats()))
+    return sum(stats.num_slots for stats in asyncio.run(Cluster(coordinator).stats()))
 
 
 def settles_at_zero(url: str) -> bool:
@@ -148,6 +155,24 @@ def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
     assert time.monotonic() - started < 10
     assert words[0] == ""
     assert "word " in (words[1] or "")
+    assert settles_at_zero(url)
+
+
+def test_the_coordinators_death_leaves_no_gap_in_a_stream(url: str) -> None:
+    """Guards the way back: Serve starts another coordinator, which finds the replicas, and the worker finds it."""
+    import ray
+
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 400}
+    pid = ray.get(coordinator().__ray_call__.remote(lambda _: os.getpid()))
+    text = ""
+    with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line and line != "data: [DONE]":
+                text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
+            if pid and len(text) > 100:
+                os.kill(pid, signal.SIGKILL)
+                pid = None
+    assert text == "word " * 400
     assert settles_at_zero(url)
 
 

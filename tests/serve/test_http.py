@@ -13,6 +13,7 @@ from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.messages import ClusterHealth, ReplicaHealth
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import OverloadedError, PastaError
+from pasta_ray.logs import TextFormatter
 from pasta_ray.serve.config import ServeConfig
 from pasta_ray.serve.http import create_app
 from pasta_ray.serve.service import Service
@@ -325,8 +326,9 @@ def test_the_log_has_a_line_an_answer_with_the_models_name(caplog: pytest.LogCap
         post(chat("hello fork") | {"model": "quick"}, models=TWO)
         post(chat("crash") | {"model": "plain"}, models=TWO)
         post(chat("one two crash", stream=True) | {"model": "plain"}, models=TWO)
-    good, bad, late = [record.message for record in caplog.records if record.name == "pasta_ray.serve.service"]
-    assert ", model quick, method pasta: 10 + 5 tokens in " in good
-    assert good.endswith("1 promises, critical path 6, stop")
+    lines = [record for record in caplog.records if record.message == "answered"]
+    good, bad, late = [TextFormatter().format(line) for line in lines]
+    assert " model=quick method=pasta outcome=stop " in good
+    assert good.endswith(" tokens=5 promises=1 critical_path=6 speedup=1.0")
     for line in (bad, late):
-        assert ", model plain, method sequential: StepError: " in line
+        assert " model=plain method=sequential outcome=StepError " in line

@@ -9,6 +9,7 @@ import pytest
 from openai.types.chat import completion_create_params as chat_params
 from openai.types.completion_create_params import CompletionCreateParamsBase
 
+from pasta_ray.logs import TextFormatter
 from pasta_ray.serve.merging import merged
 from pasta_ray.serve.schema import ChatBody, CompletionBody
 from tests.serve.test_http import MODEL, LocalBackend, chat, events, post, streamed_text
@@ -141,9 +142,9 @@ def test_the_user_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO", "pasta_ray.serve.service"):
         post(chat("hello", user="eve\nINFO fine", safety_identifier="adam"))
         post(chat("hello", user="eve\nINFO fine"))
-    lines = [record.message for record in caplog.records if record.name == "pasta_ray.serve.service"]
-    assert ", user 'adam', model" in lines[0]
-    assert r", user 'eve\nINFO fine', model" in lines[1]
+    lines = [TextFormatter().format(record) for record in caplog.records if record.message == "answered"]
+    assert " user=adam model=" in lines[0]
+    assert r" user='eve\nINFO fine' model=" in lines[1]
 
 
 def described(body: type[Any]) -> set[str]:

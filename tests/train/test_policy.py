@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pasta_ray.engine import Engine, EngineConfig
-from pasta_ray.engine.replay import replay_tokens
+from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.errors import InputError
 from pasta_ray.lang import TagMap, layout
 from pasta_ray.train.config import RunConfig

@@ -22,6 +22,7 @@ from pasta_ray.engine.messages import (
     Timing,
     Usage,
 )
+from pasta_ray.engine.progress import Sampled, Step
 from pasta_ray.engine.reading import Reader
 from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
 
@@ -79,7 +80,7 @@ class Run(ABC):
         self.request = request
         self.done = False
         self._replica = replica
-        self._submitted = time.perf_counter()
+        self.elapsed_s = 0.0
         self._first_token_s: float | None = None
         self._first_text_s: float | None = None
         self._max_branches = 1
@@ -91,6 +92,7 @@ class Run(ABC):
         self.num_violations = 0
         self._reader = Reader(request.stop)
         self._shown: list[str] = []
+        self._new_steps: list[Step] = []
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -142,7 +144,9 @@ class Run(ABC):
             return events
         self.num_steps += 1
         self._max_branches = max(self._max_branches, len(sampled))
-        now = self._elapsed()
+        now = self.elapsed_s
+        taken = tuple(Sampled(output.branch.path, output.tokens, output.num_drafted) for output in sampled)
+        self._new_steps.append(Step(now, taken))
         self._first_token_s = self._first_token_s or now
         for output in sampled:
             track = self.tracks[output.branch.path]
@@ -184,6 +188,11 @@ class Run(ABC):
         """Whether the answer has all the visible tokens that it may have."""
         return self.num_visible >= self.request.max_tokens
 
+    def take_steps(self) -> tuple[Step, ...]:
+        """The steps since they were last taken."""
+        steps, self._new_steps = tuple(self._new_steps), []
+        return steps
+
     def cancel(self) -> None:
         """Free every slot; no more events."""
         self.done = True
@@ -207,7 +216,7 @@ class Run(ABC):
 
     def _delta(self, track: Track, text: str, num_tokens: int) -> list[Event]:
         if text:
-            self._first_text_s = self._first_text_s or self._elapsed()
+            self._first_text_s = self._first_text_s or self.elapsed_s
             track.text.append(text)
         return [Delta(track.path, text, num_tokens)]
 
@@ -223,7 +232,7 @@ class Run(ABC):
             branch,
             Detokenizer(self.engine.tokenizer),
             self.num_steps + 1,
-            self._elapsed(),
+            self.elapsed_s,
             parent.path if parent else None,
             topic,
             tokens_predicted,
@@ -234,8 +243,14 @@ class Run(ABC):
             parent.children.append((track, len(parent.text)))
         return track
 
-    def _elapsed(self) -> float:
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request was submitted; what is set goes on running from there."""
         return time.perf_counter() - self._submitted
+
+    @elapsed_s.setter
+    def elapsed_s(self, seconds: float) -> None:
+        self._submitted = time.perf_counter() - seconds
 
     def _finish(self, reason: FinishReason) -> list[Event]:
         events: list[Event] = []
@@ -253,7 +268,7 @@ class Run(ABC):
         ended = int(reason == "stop")
         sequential_tokens = len(self.engine.tokenizer.encode(text)) + ended
         critical_path = self.critical_path()
-        wall_s = self._elapsed()
+        wall_s = self.elapsed_s
         return Report(
             id=self.request.id,
             method=self.request.method,

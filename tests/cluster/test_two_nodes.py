@@ -1,0 +1,233 @@
+"""Two nodes as an operator has them, each its own `ray start` with its own folder and token auth: the service over both
+nodes, and a batch that is killed and submitted again."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch  # noqa: F401  # before Ray's own threads are
+
+from tests.small_model import make_small_model
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+START_S = 120.0
+
+
+@dataclass
+class Nodes:
+    """A cluster of two, and how its operator's shell is set."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+    folder: Path
+    processes: list[subprocess.Popen[bytes]]
+
+    def ray(self, *args: str, check: bool = True) -> str:
+        done = subprocess.run(
+            [BIN / "ray", *args], env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def submit(self, *command: str, wait: bool = True) -> str:
+        return self.ray("job", "submit", *([] if wait else ["--no-wait"]), "--working-dir", "jobs", "--", *command)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(true: Callable[[], Any], what: str, seconds: float = START_S) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        time.sleep(0.5)
+    return found
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="pr"))  # short: sockets lie below it
+    token = folder / "token"
+    token.write_text("of-a-test-" + "x" * 40)
+    token.chmod(0o600)
+    gcs, dashboard = free_port(), free_port()
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ADDRESS": f"127.0.0.1:{gcs}",
+        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_DASHBOARD_ADDRESS": f"http://127.0.0.1:{dashboard}",
+        "RAY_worker_niceness": "0",
+        "PYTHONPATH": str(ROOT),
+        "PASTA_RAY_API_KEYS": "a-key-of-this-test",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    common = ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--object-store-memory=150000000", "--block"]
+    common += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+    head = ["--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    other = [f"--address=127.0.0.1:{gcs}"]
+    processes = []
+    for number, own in enumerate((head, other)):
+        ports = [f"--dashboard-agent-listen-port={free_port()}", f"--temp-dir={folder}/{number}"]
+        log = (folder / f"{number}.log").open("wb")
+        start = [BIN / "ray", "start", *own, *common, *ports]
+        processes.append(subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True))
+        time.sleep(8 if own is head else 0)
+    cluster = Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, processes)
+    try:
+        until(
+            lambda: "2 CPU" in cluster.ray("status", check=False) or "/4.0 CPU" in cluster.ray("status", check=False),
+            "two nodes",
+        )
+        yield cluster
+    finally:
+        for process in reversed(processes):
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def model(nodes: Nodes) -> Path:
+    return make_small_model(nodes.folder)
+
+
+def actors(nodes: Nodes) -> list[dict[str, Any]]:
+    """Those that live."""
+    told = nodes.ray("list", "actors", "--format=json", "--limit=1000", "--filter", "state=ALIVE", check=False)
+    start = told.find("[")
+    return json.loads(told[start : told.rfind("]") + 1]) if start >= 0 else []
+
+
+def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Nodes, model: Path) -> None:
+    """Guards the way from `serve deploy` to an answer, replicas that all land on one node, and metrics of one alone."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": None},
+        "applications": [
+            {
+                "name": "pasta-ray",
+                "import_path": "pasta_ray.serve.app:build_app",
+                "route_prefix": "/",
+                "args": {
+                    "model": str(model),
+                    "models": {"small": {"adapter": None}},
+                    "replicas": 2,
+                    "cpus_per_replica": 1.5,
+                    "num_threads": 1,
+                    "log_format": "json",
+                    "log_level": "debug",
+                },
+            }
+        ],
+    }
+    file = nodes.folder / "serve.json"
+    file.write_text(json.dumps(config))
+    subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
+    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
+    client.headers["Authorization"] = "Bearer a-key-of-this-test"
+
+    def ready() -> bool:
+        try:
+            replicas = client.get("/health").json().get("replicas", [])
+        except (httpx.HTTPError, ValueError):
+            return False
+        return len(replicas) == 2 and all(replica["state"] == "ready" for replica in replicas)
+
+    until(ready, "both replicas")
+    replicas = {actor["node_id"] for actor in actors(nodes) if actor["class_name"] == "DecodeActor"}
+    assert len(replicas) == 2
+    body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "temperature": 1.0}
+    answers = [
+        client.post("/v1/chat/completions", json=body | {"seed": seed}, headers={"x-request-id": f"t{seed}"})
+        for seed in range(6)
+    ]
+    assert [answer.headers.get_list("x-request-id") for answer in answers] == [[f"t{seed}"] for seed in range(6)]
+    promises = sum(answer.json()["pasta"]["parallel"]["num_promises"] for answer in answers)
+    assert promises > 0
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401
+
+    def measured() -> str | None:
+        page = client.get("/metrics").text
+        done = {line.split("} ")[1] for line in page.splitlines() if line.startswith("ray_pasta_promises_sum")}
+        return page if done == {str(float(promises))} and page.count("ray_pasta_steps_total{") >= 1 else None
+
+    page = until(measured, "metrics")
+    families = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+    assert 'status="401"' in page
+    assert 'replica="r0"' in page
+    assert 'replica="r1"' in page
+
+    logs = [
+        line for log in nodes.folder.glob("*/session_2*/logs/worker-*.err") for line in log.read_text().splitlines()
+    ]
+    lines = [json.loads(line) for line in logs if line.startswith('{"time"')]
+    traced = [line for line in lines if line.get("trace") == "t0"]
+    assert {"asked", "decoded", "answered", "response"} <= {line["message"] for line in traced}
+    opened = [line for line in lines if line["message"] == "branch opened"]
+    assert len(opened) == promises
+    assert {line["trace"] for line in opened} <= {f"t{seed}" for seed in range(6)}
+    subprocess.run([BIN / "serve", "shutdown", "-y"], env=nodes.environment, check=True, capture_output=True)
+    until(lambda: not any(actor["class_name"] == "DecodeActor" for actor in actors(nodes)), "replicas that end")
+
+
+def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: Nodes, model: Path) -> None:
+    """Guards jobs/generate.py as it is submitted: on both nodes, through a kill of its driver."""
+    prompts, out = nodes.folder / "in.jsonl", nodes.folder / "out.parquet"
+    rows = [{"id": f"p{number}", "instruction": f"question {number}", "seed": number} for number in range(60)]
+    rows[7]["max_tokens"] = 100_000
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = [str(prompts), "--out", str(out), "--model", str(model), "--adapter", "none", "--max-tokens", "300"]
+    options += ["--num-workers", "2", "--batch", "4", "--temperature", "1.0", "--json"]
+    nodes.submit("python", "generate.py", *options, wait=False)
+    journal = out.with_name("out.parquet.partial.jsonl")
+    until(lambda: journal.exists() and len(journal.read_bytes().splitlines()) >= 5, "some answers")
+    workers = {actor["node_id"] for actor in actors(nodes) if "MapWorker" in actor["class_name"]}
+    assert len(workers) == 2
+    (driver,) = [
+        int(pid)
+        for pid in subprocess.run(
+            ["pgrep", "-f", f"python.*generate.py {prompts}"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"python\0")
+    ]
+    os.kill(driver, signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{driver}").exists(), "the driver's end")
+    before = len(journal.read_bytes().splitlines())
+    assert before < 60
+    told = nodes.submit("python", "generate.py", *options)
+    (counts,) = [json.loads(line) for line in told.splitlines() if line.startswith('{"rows"')]
+    assert counts["rows"] == 60
+    assert counts["answered_before"] + counts["answered"] == 60
+    assert before - 1 <= counts["answered_before"] <= before
+    import pyarrow.parquet as pq
+
+    answers = pq.read_table(out).to_pylist()
+    assert [answer["row"] for answer in answers] == list(range(60))
+    assert [answer["id"] for answer in answers] == [f"p{number}" for number in range(60)]
+    assert [answer["row"] for answer in answers if answer["error"]] == [7]
+    assert "max_tokens 100000 exceed" in answers[7]["error"]
+    assert all(answer["text"] is not None for answer in answers if answer["row"] != 7)
+    assert not journal.exists()
