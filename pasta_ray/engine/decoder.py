@@ -11,7 +11,7 @@ from pasta_ray.engine.gate import active_rows
 from pasta_ray.engine.guest import GuestRun
 from pasta_ray.engine.masks import build_masks
 from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
-from pasta_ray.engine.methods import METHODS, Run, check_method, fitting_methods
+from pasta_ray.engine.methods import Run, check_method, find_methods, fitting_methods
 from pasta_ray.engine.prefix_store import PrefixStore
 from pasta_ray.engine.resume import resume
 from pasta_ray.engine.starter import Starter
@@ -93,7 +93,7 @@ class Decoder:
                 f"the prompt's {len(request.prompt_ids)} tokens and max_tokens {request.max_tokens} exceed the model's"
                 f" {self.engine.max_positions} positions; allowed: max_tokens up to {max(0, room)}"
             )
-        method = METHODS[request.method]
+        method = find_methods()[request.method]
         what = (
             f"the request (prompt {len(request.prompt_ids)}, max_tokens {request.max_tokens}, max_promises"
             f" {request.max_promises}, by method {request.method!r})"

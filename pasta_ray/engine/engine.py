@@ -296,14 +296,14 @@ class Engine:
         branch.rewind(num_tokens)
 
     def hold(self, branch: Branch) -> None:
-        """Keep the branch's tokens that have never been fed out of every step until :meth:`release`."""
+        """Keep the branch's tokens that have never been fed out of every step until ``release``."""
         branch.held = True
 
     def release(self, branch: Branch) -> None:
         branch.held = False
 
     def settle(self, branch: Branch) -> None:
-        """Sample nothing more for the branch until :meth:`resume`; what is pending is still fed."""
+        """Sample nothing more for the branch until ``resume``; what is pending is still fed."""
         branch.settled = True
 
     def resume(self, branch: Branch) -> None:
