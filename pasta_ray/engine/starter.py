@@ -32,7 +32,8 @@ class Starter:
             self.farm.end(request_id)
 
     def _leave(self, request: Request, body: Branch, tokens_predicted: int) -> str | None:
-        if self.farm is None or not request.constrained or not may_leave(self._engine, body):
+        scored = request.sampling.logprobs is not None  # scores stay where the logits are
+        if self.farm is None or scored or not request.constrained or not may_leave(self._engine, body):
             return None
         num_prompt, num_seen = len(request.prompt_ids), int(body.visible.sum()) - len(body.tokens)
         plan = BodyPlan(request.id, body.path, request.model, tokens_predicted, num_prompt, num_seen - num_prompt)

@@ -166,7 +166,7 @@ class PastaRun(Run):
             self.engine.release(track.branch)
         else:
             self.engine.receive(track.branch, news.tokens, news.block)
-            self._arrived.append(StepOutput(track.branch, news.tokens, 0, None))
+            self._arrived.append(StepOutput(track.branch, news.tokens, (None,) * len(news.tokens), 0, None))
         if news is None or news.block is not None:
             self._away.remove(track)
 
