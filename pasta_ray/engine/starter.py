@@ -32,7 +32,9 @@ class Starter:
             self.farm.end(request_id)
 
     def _leave(self, request: Request, body: Branch, tokens_predicted: int) -> str | None:
-        if self.farm is None or not request.constrained or not may_leave(self._engine, body):
+        if self.farm is None or request.method != "pasta" or not request.constrained:
+            return None
+        if not may_leave(self._engine, body):
             return None
         num_prompt, num_seen = len(request.prompt_ids), int(body.visible.sum()) - len(body.tokens)
         plan = BodyPlan(request.id, body.path, request.model, tokens_predicted, num_prompt, num_seen - num_prompt)
