@@ -37,7 +37,7 @@ T = TypeVar("T")
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request | BodyRequest) -> None:
         self.trace = request.trace
         self._request_id = request.id
         self._loop = asyncio.get_running_loop()
