@@ -42,7 +42,7 @@ class Starter:
         context = None if replica is None else context_of(self._engine, body)
         if replica is None or context is None:
             return None
-        budget = body_budget(tokens_predicted)
+        budget = min(body_budget(tokens_predicted), request.max_tokens + 2)  # home ends before that is reached
         forced = tuple(body.tokens)
         self.farm.send(
             replica,
