@@ -66,8 +66,7 @@ class DecodeActor:
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> ReplicaStats:
-        stats = self._loop.stats()
-        return stats if self._sharing is None else replace(stats, sharing=self._sharing.stats())
+        return self._told()
 
     @ray.method(concurrency_group="control")
     async def take_prefix(self, key: str, ids: Sequence[int], start: int) -> KVBlock | None:
@@ -92,9 +91,13 @@ class DecodeActor:
         if self._cluster is not None:
             cluster, self._cluster = self._cluster, None
             self._sharing = await Sharing.start(self._replica, cluster, self._policy, self._loop)
-        stats = await self.stats()
+        stats = self._told()
         self._metrics.publish(stats, replica=stats.replica)
         return stats
+
+    def _told(self) -> ReplicaStats:
+        stats = self._loop.stats()
+        return stats if self._sharing is None else replace(stats, sharing=self._sharing.stats())
 
 
 def _end() -> None:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from pasta_ray.actors.announcements import Announcement, Holder, Peer, Reply
 from pasta_ray.actors.costs import TransferCost
@@ -44,8 +45,11 @@ class RemoteDirectory:
         await self._call("forget", replica, incarnation)
 
     async def _call(self, method: str, *args: Any) -> Any:
-        if self._actor is None:
-            self._actor = start_directory(self._cluster)
+        try:
+            if self._actor is None:
+                self._actor = start_directory(self._cluster)
+        except (RayError, ValueError) as error:
+            raise ReplicaError(f"the directory cannot be started: {error}") from error
         try:
             return await call(getattr(self._actor, method), "the directory", *args)
         except ReplicaError:

@@ -84,6 +84,7 @@ class Decoder:
         if request.id in self._runs:
             raise InputError(f"request id {request.id!r} is in use")
         if isinstance(request, BodyRequest):
+            self.engine.pool.check_fits(request.max_slots, f"body {request.id!r}")
             self._runs[request.id] = GuestRun(self.engine, request)
             return
         check_method(request.method, self.engine.tags)

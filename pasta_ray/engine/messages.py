@@ -251,6 +251,11 @@ class BodyRequest:
     def id(self) -> str:
         return f"{self.request_id}/{self.path}"
 
+    @property
+    def max_slots(self) -> int:
+        """The most KV slots that it can come to need."""
+        return len(self.context.prompt_ids) + len(self.context.ids) + 1 + self.budget
+
 
 @dataclass(frozen=True, eq=False)
 class BodyNews:

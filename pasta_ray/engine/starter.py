@@ -33,7 +33,9 @@ class Starter:
 
     def _leave(self, request: Request, body: Branch, tokens_predicted: int) -> str | None:
         scored = request.sampling.logprobs is not None  # scores stay where the logits are
-        if self.farm is None or scored or not request.constrained or not may_leave(self._engine, body):
+        if self.farm is None or scored or request.method != "pasta" or not request.constrained:
+            return None
+        if not may_leave(self._engine, body):
             return None
         num_prompt, num_seen = len(request.prompt_ids), int(body.visible.sum()) - len(body.tokens)
         plan = BodyPlan(request.id, body.path, request.model, tokens_predicted, num_prompt, num_seen - num_prompt)
@@ -41,7 +43,7 @@ class Starter:
         context = None if replica is None else context_of(self._engine, body)
         if replica is None or context is None:
             return None
-        budget = body_budget(tokens_predicted)
+        budget = min(body_budget(tokens_predicted), request.max_tokens + 2)  # home ends before that is reached
         forced = tuple(body.tokens)
         self.farm.send(
             replica,

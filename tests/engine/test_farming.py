@@ -144,7 +144,7 @@ def test_a_lost_body_goes_on_at_home(field: Field, alone: dict[str, Report]) -> 
 
 def test_both_ends_run_out_of_room(folder: Path) -> None:
     """Guards preemption: what was computed elsewhere comes back into the slab, and answers stay what they are."""
-    slots = 260
+    slots = 300
     bytes_per_slot = make_decoder(folder).engine.pool.bytes_per_slot
     home, away = (make_decoder(folder, max_kv_bytes=slots * bytes_per_slot) for _ in range(2))
     field = Field(home, away)
