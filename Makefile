@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export RAY_USAGE_STATS_ENABLED := 0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help serve test test-slow check format clean
+.PHONY: help serve test test-slow test-browser check format clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -34,6 +34,12 @@ test: $(VENV)/.dev ## all tests but the slow ones
 
 test-slow: $(VENV)/.dev ## the slow tests
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-browser: $(VENV)/.dev ## the playground in a real Chromium
+	$(PIP) --editable '.[browser,dev]'
+	@which chromium chromium-browser google-chrome google-chrome-stable | grep -q . || \
+		echo "No Chromium found. Install one: apt-get install chromium, or $(BIN)/playwright install chromium"
+	$(BIN)/pytest -m "browser and not slow" -rs $(ARGS)
 
 check: $(VENV)/.dev ## format, lint, types
 	$(BIN)/ruff format --check .

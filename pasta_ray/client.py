@@ -24,6 +24,7 @@ Messages = str | Sequence[Mapping[str, Any]]
 """A conversation as OpenAI's API has it, or a single user's message."""
 
 CHAT = "/v1/chat/completions"
+MODELS = "/v1/models"
 CONNECT_TIMEOUT_S = 10.0
 
 
@@ -125,6 +126,12 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
+    def models(self) -> list[str]:
+        """The names that requests may send, aliases too. Raises ClientError."""
+        with _translated():
+            response = self._http.get(MODELS)
+        return _names(response)
+
     def answer(self, messages: Messages, model: str, **fields: Any) -> list[Report]:
         """The whole answer, one report a choice. ``fields`` are those of the request. Raises ClientError."""
         with _translated():
@@ -164,6 +171,12 @@ class AsyncClient:
 
     async def close(self) -> None:
         await self._http.aclose()
+
+    async def models(self) -> list[str]:
+        """The names that requests may send, aliases too. Raises ClientError."""
+        with _translated():
+            response = await self._http.get(MODELS)
+        return _names(response)
 
     async def answer(self, messages: Messages, model: str, **fields: Any) -> list[Report]:
         """The whole answer, one report a choice. ``fields`` are those of the request. Raises ClientError."""
@@ -247,6 +260,11 @@ def _event(choice: int, event: Mapping[str, Any]) -> Event | None:
             report = event["report"]
             return Report(choice, report["text"], report["finish_reason"], report)
     return None
+
+
+def _names(response: httpx.Response) -> list[str]:
+    _check(response)
+    return [card["id"] for card in response.json()["data"]]
 
 
 def _reports(response: httpx.Response) -> list[Report]:

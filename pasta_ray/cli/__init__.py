@@ -8,6 +8,7 @@ import typer
 from pasta_ray.cli.annotate import annotate
 from pasta_ray.cli.batch import batch
 from pasta_ray.cli.bench import bench_app
+from pasta_ray.cli.chat import chat
 from pasta_ray.cli.doctor import doctor
 from pasta_ray.cli.evaluating import eval_app
 from pasta_ray.cli.generate import generate
@@ -27,6 +28,7 @@ app.command()(serve)
 app.command()(schema)
 app.command()(generate)
 app.command()(batch)
+app.command()(chat)
 app.command()(parse)
 app.command()(annotate)
 app.command()(doctor)

@@ -15,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.loading import LoadDecoder, LoadTokenizer, TokenizerLike
+from pasta_ray.cli.live import LiveAnswer
 from pasta_ray.cli.prompts import Prompt, answer_line
+from pasta_ray.cli.timeline import timeline
 from pasta_ray.engine.config import DraftConfig, EngineConfig
-from pasta_ray.engine.messages import Events, Report, Request, Sampling
+from pasta_ray.engine.messages import Events, Finished, Report, Request, Sampling
 from pasta_ray.engine.reading import Reader
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 
@@ -44,33 +46,79 @@ class Options:
     constrained: bool = True
 
     def request(self, prompt: Prompt, tokenizer: TokenizerLike) -> Request:
-        ids = tokenizer.encode_chat([{"role": "user", "content": prompt.instruction}])
+        return self.chat_request(prompt.id, [("user", prompt.instruction)], tokenizer)
+
+    def chat_request(self, id_: str, messages: Sequence[tuple[str, str]], tokenizer: TokenizerLike) -> Request:
+        """The next answer of a conversation, given as (role, content)."""
+        ids = tokenizer.encode_chat([{"role": role, "content": content} for role, content in messages])
         return Request(
-            prompt.id,
+            id_,
             tuple(ids),
             self.method,
             self.max_tokens,
             self.max_branches,
             sampling=self.sampling,
-            messages=(("user", prompt.instruction),),
+            messages=tuple(messages),
             router=self.router,
             constrained=self.constrained,
         )
 
 
+class Shown(Protocol):
+    """Where an answer's messages go. ``text`` is what its reader has been shown."""
+
+    text: str
+
+    def see(self, message: Events) -> None: ...
+
+
+class PlainAnswer:
+    """Text in document order as it becomes readable, for files and pipes: no colours, nothing that is drawn again."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._reader = Reader()
+
+    def see(self, message: Events) -> None:
+        text = self._reader.read(message)
+        self.text += text
+        print(text, end="", flush=True)
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Shown]:
+    """One answer on ``console``: live where that is a terminal. Whatever ends it, what follows is on a new line."""
+    if console.is_terminal:
+        with LiveAnswer(console) as live:
+            yield live
+        return
+    plain, failed = PlainAnswer(), True
+    try:
+        yield plain
+        failed = False
+    finally:
+        if plain.text or not failed:
+            print(flush=True)
+
+
 def answer_one(config: EngineConfig, options: Options, prompt: Prompt, in_process: bool, as_json: bool) -> None:
-    """Print the answer's text as it becomes readable, or its report."""
+    """Print the answer while it is written, or its report; on a terminal a timeline of its branches too."""
+    console = Console()
 
     async def run() -> Report:
-        async with _source(config, options.draft, in_process) as (source, tokenizer):
-            show = _ignore if as_json else _show
-            return await _answer(source, options.request(prompt, tokenizer), show)
+        async with source_of(config, options.draft, in_process) as (source, tokenizer):
+            request = options.request(prompt, tokenizer)
+            if as_json:
+                return await take(source.decode(request), _ignore)
+            with shown(console) as answer:
+                return await take(source.decode(request), answer.see)
 
     report = asyncio.run(run())
     if as_json:
         print(json.dumps(dataclasses.asdict(report), ensure_ascii=False, indent=2))
-    else:
-        print()
+    elif console.is_terminal:
+        console.print()
+        console.print(timeline(report))
 
 
 def answer_all(
@@ -83,14 +131,14 @@ def answer_all(
     refused: list[str] = []
 
     async def run() -> None:
-        async with _source(config, options.draft, in_process) as (source, tokenizer):
+        async with source_of(config, options.draft, in_process) as (source, tokenizer):
             with _lines_to(out) as file, _progress(len(prompts)) as advance:
                 waiting = iter(prompts)
 
                 async def worker() -> None:
                     for prompt in waiting:
                         try:
-                            report = await _answer(source, options.request(prompt, tokenizer), _ignore)
+                            report = await take(source.decode(options.request(prompt, tokenizer)), _ignore)
                         except InputError as error:
                             refused.append(f"prompt {prompt.id!r}: {error}")
                         else:
@@ -111,18 +159,20 @@ def answer_all(
         raise InputError(f"{refused[0]}{more}")
 
 
-async def _answer(source: Source, request: Request, show: Callable[[str], None]) -> Report:
-    reader = Reader()
-    async with aclosing(source.decode(request)) as messages:
+async def take(stream: AsyncGenerator[Events, None], see: Callable[[Events], None]) -> Report:
+    """Hand an answer's messages on as they come; its report."""
+    report = None
+    async with aclosing(stream) as messages:
         async for message in messages:
-            show(reader.read(message))
-    if reader.report is None:
+            see(message)
+            report = next((event.report for event in message.events if isinstance(event, Finished)), report)
+    if report is None:
         raise ReplicaError("the answer ended before its report")
-    return reader.report
+    return report
 
 
 @asynccontextmanager
-async def _source(
+async def source_of(
     config: EngineConfig, draft: DraftConfig, in_process: bool
 ) -> AsyncIterator[tuple[Source, TokenizerLike]]:
     status = Console(stderr=True).status(f"loading {config.model}")
@@ -172,9 +222,5 @@ def _progress(total: int) -> Iterator[Callable[[], None]]:
         yield lambda: progress.advance(task)
 
 
-def _show(text: str) -> None:
-    print(text, end="", flush=True)
-
-
-def _ignore(_: str) -> None:
+def _ignore(_: Events) -> None:
     pass

@@ -64,7 +64,8 @@ def generate(
     in_process: Annotated[bool, typer.Option(help="Decode in this process, or in a replica of a Ray cluster.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report instead of the text.")] = False,
 ) -> None:
-    """Answer a prompt; the text appears in document order as it becomes readable. A file gives one report a line."""
+    """Answer a prompt. A terminal shows every branch while it is written, and a timeline at the end; a pipe gets the
+    text in document order as it becomes readable. A file of prompts gives one report a line."""
     from pasta_ray.cli.prompts import Prompt, read_done, read_prompts
 
     if (prompt is None) == (prompts is None):

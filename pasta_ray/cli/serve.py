@@ -117,7 +117,7 @@ def serve(
         if _wait_ready(url, stop):
             first, *others = settings.served
             more = f"; so do {', '.join(others)}" if others else ""
-            typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}")
+            typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}; see it at {url}/")
         stop.wait()
     finally:
         typer.echo("stopping", err=True)

@@ -13,6 +13,7 @@ from pasta_ray.engine.messages import Request
 from pasta_ray.errors import NotFoundError
 from pasta_ray.serve.errors import add_error_handlers
 from pasta_ray.serve.openai import ChatShape, CompletionShape, Shape
+from pasta_ray.serve.page import add_page
 from pasta_ray.serve.schema import ChatBody, CompletionBody, Generation
 from pasta_ray.serve.security import Guard
 from pasta_ray.serve.service import Service
@@ -30,6 +31,7 @@ def create_app(
     page of /metrics. ``behind_serve``: Ray Serve's proxy returns the request's id, so that we must not."""
     app = FastAPI(title="PASTA-Ray", description="Answers decoded in parallel, behind the OpenAI API.")
     add_error_handlers(app)
+    add_page(app)
     app.add_middleware(Guard, config=service.config, keys=keys)
     if origins := service.config.cors_origins:
         headers = ["Authorization", "Content-Type"]
@@ -51,12 +53,14 @@ def create_app(
         return await _respond(service, requests, body, CompletionShape(requests[0].id, body.model, echoes))
 
     def model_card(name: str) -> dict[str, Any]:
-        root = service.models.find(name).name
-        return {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": root}
+        model = service.models.find(name)
+        card = {"id": name, "object": "model", "created": started, "owned_by": "pasta-ray", "root": model.name}
+        return card | {"pasta": {"method": model.method}}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """What is served. An alias has a card too, whose ``root`` is the model's own name."""
+        """What is served. An alias has a card too, whose ``root`` is the model's own name. ``pasta.method`` answers the
+        requests that name none."""
         return {"object": "list", "data": [model_card(name) for name in service.models.by_name]}
 
     @app.get("/v1/models/{model:path}")

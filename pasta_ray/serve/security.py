@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pasta_ray.errors import InputError, OverloadedError, PastaError
 from pasta_ray.serve.config import API_KEYS_VARIABLE, ServeConfig
 from pasta_ray.serve.errors import error_body, error_headers
+from pasta_ray.serve.page import is_page
 
 OPEN_PATHS = frozenset({"/health"})
 """Answered without a key: load balancers have none."""
@@ -148,7 +149,8 @@ class Guard:
     def _admit(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         client = scope["client"][0] if scope.get("client") else "localhost"  # none: a Unix socket
-        if scope["path"].removeprefix(scope.get("root_path", "")) in OPEN_PATHS:
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in OPEN_PATHS or (self._keys and is_page(path)):
             return
         caller = self._check_key(headers) if self._keys else self._check_local(client, headers)
         length = headers.get("content-length", "")

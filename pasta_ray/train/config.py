@@ -94,6 +94,15 @@ class SftConfig(RunConfig):
     )
     batch_tokens: int = Field(1024, ge=64, description="tokens of one packed row, and so the longest example")
     batch_packs: int = Field(1, ge=1, description="packed rows of one update, all workers' together")
+    grammar_weight: float = Field(
+        0.0, ge=0, description="of −log of the probability that the tag grammar leaves, beside the labels' loss"
+    )
+
+    @model_validator(mode="after")
+    def _check_grammar(self) -> Self:
+        if self.grammar_weight and self.language != "pasta":
+            raise ValueError(f"grammar_weight: goes with language pasta, not {self.language}")
+        return self
 
 
 class PreferConfig(RunConfig):

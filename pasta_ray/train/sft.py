@@ -1,7 +1,7 @@
 """Stage 1: supervised fine-tuning on annotated documents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from pasta_ray.engine.tokenizer import Tokenizer
 from pasta_ray.errors import InputError
 from pasta_ray.train.ablations import ablate
 from pasta_ray.train.config import SftConfig
 from pasta_ray.train.data import Encoder, Record, collate, pack, read_records
+from pasta_ray.train.grammar import GrammarLoss
 from pasta_ray.train.loop import run_stage, with_adapter
 from pasta_ray.train.loss import next_token_loss, sums_by_kind
 from pasta_ray.train.stage import Metrics, Model, Plan
@@ -40,6 +42,7 @@ class Pack:
 @dataclass(frozen=True)
 class SftStage:
     config: SftConfig
+    grammar_loss: GrammarLoss | None = None
 
     def plan(self, encoder: Encoder) -> Plan[Pack]:
         """Each epoch packs anew; its last update may have fewer packs. Documents longer than a row are reported."""
@@ -82,14 +85,23 @@ class SftStage:
         return [Pack.of([documents[index] for index in indices]) for indices in packs]
 
     def prepare(self, engine: Any, plan: Plan[Pack], encoder: Encoder, run: Path) -> "SftStage":
-        del engine, plan, encoder, run  # nothing is needed of the model that training starts from
-        return self
+        del engine, plan, run  # nothing is needed of the model that training starts from
+        if not self.config.grammar_weight:
+            return self
+        assert isinstance(encoder.tokenizer, Tokenizer)
+        return replace(self, grammar_loss=GrammarLoss(encoder.tokenizer))
 
     def loss(self, model: Model, micro_batch: Pack, encoder: Encoder) -> tuple[Tensor, Metrics]:
-        batch = collate([encoder.encode(record) for record in micro_batch.records]).to(model.device)
-        losses = next_token_loss(model(batch), batch.labels)
-        fill = {"fill": (micro_batch.num_tokens, self.config.batch_tokens)}
-        return losses.sum(), sums_by_kind(losses, batch.kinds) | fill
+        examples = [encoder.encode(record) for record in micro_batch.records]
+        batch = collate(examples).to(model.device)
+        logits = model(batch)
+        losses = next_token_loss(logits, batch.labels)
+        metrics = sums_by_kind(losses, batch.kinds) | {"fill": (micro_batch.num_tokens, self.config.batch_tokens)}
+        if self.grammar_loss is None:
+            return losses.sum(), metrics
+        masked_away = self.grammar_loss(logits, examples)
+        metrics["loss_grammar"] = (masked_away.detach().sum().item(), len(masked_away))
+        return losses.sum() + self.config.grammar_weight * masked_away.sum(), metrics
 
 
 def run_sft(config: SftConfig) -> Path:
