@@ -22,7 +22,7 @@ RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6
 
 @dataclass(frozen=True)
 class Metric(Generic[Source]):
-    """``of`` gives a gauge's value now, a counter's running total, what is added to a tally (shown as a counter too), or
+    """``of`` gives a gauge's value now, a counter's running total, what is added to a tally (a counter too), or
     what a histogram has to observe. None is nothing."""
 
     name: str
