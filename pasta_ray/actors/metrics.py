@@ -9,21 +9,21 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pasta_ray.actors.messages import CoordinatorStats, ReplicaStats
-from pasta_ray.engine.messages import Report
+from pasta_ray.engine.messages import BranchReport, Report
 
 Source = TypeVar("Source")
-Kind = Literal["gauge", "counter", "histogram"]
+Kind = Literal["gauge", "counter", "tally", "histogram"]
 EXPORT_PREFIX = "ray_"
+COUNTERS = ("counter", "tally")
 
-TOKENS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
-BODY_TOKENS = (10, 20, 30, 40, 60, 80, 120, 160, 240, 320)
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-SPEEDUPS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
+RATIOS = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0, 6.0, 8.0)
 
 
 @dataclass(frozen=True)
 class Metric(Generic[Source]):
-    """``of`` gives a gauge's value now, a counter's running total, or what a histogram has to observe."""
+    """``of`` gives a gauge's value now, a counter's running total, what is added to a tally (a counter too), or
+    what a histogram has to observe. None is nothing."""
 
     name: str
     kind: Kind
@@ -34,7 +34,7 @@ class Metric(Generic[Source]):
     @property
     def exported(self) -> str:
         """Its name in Prometheus; a histogram's series have ``_bucket``, ``_sum`` and ``_count`` behind it."""
-        return f"{EXPORT_PREFIX}{self.name}" + ("_total" if self.kind == "counter" else "")
+        return f"{EXPORT_PREFIX}{self.name}" + ("_total" if self.kind in COUNTERS else "")
 
 
 REPLICA_METRICS: tuple[Metric[ReplicaStats], ...] = (
@@ -96,72 +96,80 @@ class Answer:
     one_row_step_s: float | None = None
 
     @property
+    def bodies(self) -> list[BranchReport]:
+        return [branch for branch in self.report.branches if branch.parent is not None]
+
+    @property
+    def decode_s(self) -> float | None:
+        """The time that it took without its prefill; None where that cannot be compared with :attr:`sequential_s`."""
+        return self.report.timing.wall_s - self.report.timing.prefill_s if self.sequential_s else None
+
+    @property
+    def sequential_s(self) -> float | None:
+        """The time that its text takes token by token, its first one left out, which is the prefill's."""
+        steps = self.report.parallel.sequential_tokens - 1
+        measured = self.report.timing.wall_s > self.report.timing.prefill_s
+        return self.one_row_step_s * steps if self.one_row_step_s and steps > 0 and measured else None
+
+    @property
     def realised_speedup(self) -> float | None:
-        """The time that its text takes token by token, over the time that it took; None where either is unknown.
+        return self.sequential_s / self.decode_s if self.sequential_s and self.decode_s else None
 
-        Prefill is left out of both.
-        """
-        timing, tokens = self.report.timing, self.report.parallel.sequential_tokens
-        decode_s = timing.wall_s - timing.prefill_s
-        if not self.one_row_step_s or decode_s <= 0 or tokens < 2:
-            return None
-        return self.one_row_step_s * (tokens - 1) / decode_s  # the first token is the prefill's
+    @property
+    def length_ratios(self) -> list[float]:
+        """Of its bodies: tokens written for each that was promised."""
+        return [body.tokens / body.tokens_predicted for body in self.bodies if body.tokens_predicted]
 
 
-def _bodies(answer: Answer) -> list[Any]:
-    return [branch for branch in answer.report.branches if branch.parent is not None]
-
-
+# Sums are tallies of their own: those of Ray's histograms are made of the middles of their buckets.
 ANSWER_METRICS: tuple[Metric[Answer], ...] = (
-    Metric("pasta_promises", "histogram", "Bodies of an answer.", lambda a: a.report.parallel.num_promises, COUNTS),
-    Metric(
-        "pasta_branches", "histogram", "Branches at once, at most.", lambda a: a.report.parallel.max_branches, COUNTS
-    ),
+    Metric("pasta_decoded", "tally", "Answers with a report.", lambda _: 1),
+    Metric("pasta_promises", "tally", "Bodies.", lambda a: len(a.bodies)),
     Metric(
         "pasta_body_tokens_predicted",
-        "histogram",
-        "Length that a body was promised to have.",
-        lambda a: [body.tokens_predicted for body in _bodies(a) if body.tokens_predicted is not None],
-        BODY_TOKENS,
+        "tally",
+        "Tokens that bodies were promised to have.",
+        lambda a: sum(body.tokens_predicted or 0 for body in a.bodies),
     ),
+    Metric("pasta_body_tokens", "tally", "Tokens that bodies have.", lambda a: sum(b.tokens for b in a.bodies)),
+    Metric("pasta_prompt_tokens", "tally", "Tokens of prompts.", lambda a: a.report.usage.prompt_tokens),
+    Metric("pasta_completion_tokens", "tally", "Visible tokens.", lambda a: a.report.usage.completion_tokens),
+    Metric("pasta_annotation_tokens", "tally", "Tokens of tags.", lambda a: a.report.usage.annotation_tokens),
+    Metric("pasta_critical_path", "tally", "Steps in a row.", lambda a: a.report.parallel.critical_path),
     Metric(
-        "pasta_body_tokens", "histogram", "Length of a body.", lambda a: [b.tokens for b in _bodies(a)], BODY_TOKENS
+        "pasta_sequential_tokens",
+        "tally",
+        "Steps that the texts take token by token.",
+        lambda a: a.report.parallel.sequential_tokens,
     ),
-    Metric("pasta_prompt_tokens", "histogram", "Tokens of a prompt.", lambda a: a.report.usage.prompt_tokens, TOKENS),
+    Metric("pasta_decode_seconds", "tally", "Time of answers without prefill.", lambda a: a.decode_s),
     Metric(
-        "pasta_completion_tokens",
-        "histogram",
-        "Visible tokens of an answer.",
-        lambda a: a.report.usage.completion_tokens,
-        TOKENS,
+        "pasta_sequential_seconds",
+        "tally",
+        "Time of the same texts token by token, by the latest one-row steps.",
+        lambda a: a.sequential_s,
     ),
+    Metric("pasta_branches", "histogram", "Branches at once.", lambda a: a.report.parallel.max_branches, COUNTS),
     Metric(
-        "pasta_annotation_tokens",
+        "pasta_body_length_ratio",
         "histogram",
-        "Tokens of an answer's tags.",
-        lambda a: a.report.usage.annotation_tokens,
-        TOKENS,
-    ),
-    Metric(
-        "pasta_critical_path",
-        "histogram",
-        "Steps that had to follow one another.",
-        lambda a: a.report.parallel.critical_path,
-        TOKENS,
+        "A body's tokens over those promised.",
+        lambda a: a.length_ratios,
+        RATIOS,
     ),
     Metric(
         "pasta_theoretical_speedup",
         "histogram",
         "Sequential tokens over critical path.",
         lambda a: a.report.parallel.theoretical_speedup,
-        SPEEDUPS,
+        RATIOS,
     ),
     Metric(
         "pasta_realised_speedup",
         "histogram",
-        "Time of the text token by token, by the latest one-row steps, over the time it took.",
+        "Sequential seconds over decode seconds.",
         lambda a: a.realised_speedup,
-        SPEEDUPS,
+        RATIOS,
     ),
 )
 
@@ -189,7 +197,7 @@ class Publisher(Generic[Source]):
         for metric, instrument in self._instruments:
             for value in _values(metric.of(source)):
                 recorded = self._increase(metric, value, labels) if metric.kind == "counter" else value
-                if recorded or metric.kind != "counter":
+                if recorded or metric.kind not in COUNTERS:
                     instrument.record(float(recorded), labels)
 
     def _increase(self, metric: Metric[Source], total: float, labels: Mapping[str, str]) -> float:
@@ -213,7 +221,7 @@ class _RayInstrument:
         match metric.kind:
             case "gauge":
                 self._record: Callable[..., None] = metrics.Gauge(metric.name, metric.description, labels).set
-            case "counter":
+            case "counter" | "tally":
                 self._record = metrics.Counter(metric.name, metric.description, labels).inc
             case "histogram":
                 boundaries = list(map(float, metric.boundaries))

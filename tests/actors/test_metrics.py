@@ -50,11 +50,13 @@ def test_an_answers_figures_are_its_reports() -> None:
     recorded = Recorded()
     Publisher(ANSWER_METRICS, ("model",), recorded.make).publish(Answer(REPORT, 0.03), model="m")
     told = recorded.told
-    assert (told["pasta_promises"], told["pasta_branches"]) == ([2], [3])
-    assert (told["pasta_body_tokens_predicted"], told["pasta_body_tokens"]) == ([40], [33, 18])
+    assert (told["pasta_decoded"], told["pasta_promises"], told["pasta_branches"]) == ([1], [2], [3])
+    assert (told["pasta_body_tokens_predicted"], told["pasta_body_tokens"]) == ([40], [51])
+    assert told["pasta_body_length_ratio"] == [33 / 40]
     assert (told["pasta_completion_tokens"], told["pasta_annotation_tokens"]) == ([101], [20])
     assert (told["pasta_critical_path"], told["pasta_theoretical_speedup"]) == ([50], [2.02])
-    assert told["pasta_realised_speedup"] == [0.03 * 100 / 2.0]
+    assert (told["pasta_decode_seconds"], told["pasta_sequential_seconds"]) == ([2.0], [3.0])
+    assert told["pasta_realised_speedup"] == [1.5]
     assert set(told) == {metric.name for metric in ANSWER_METRICS}
     assert recorded.labels[0] == {"model": "m"}
 
@@ -65,7 +67,8 @@ def test_a_speedup_that_nobody_can_know_is_not_told() -> None:
     publisher = Publisher(ANSWER_METRICS, (), recorded.make)
     publisher.publish(Answer(REPORT))
     publisher.publish(Answer(replace(REPORT, timing=Timing(0.1, 0.1, 0.1)), 0.03))
-    assert "pasta_realised_speedup" not in recorded.told
+    unknown = {"pasta_realised_speedup", "pasta_decode_seconds", "pasta_sequential_seconds"}
+    assert not unknown & set(recorded.told)
     assert len(recorded.told["pasta_promises"]) == 2
 
 

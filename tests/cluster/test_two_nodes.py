@@ -147,8 +147,16 @@ def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Node
     file = nodes.folder / "serve.json"
     file.write_text(json.dumps(config))
     subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60)
-    client.headers["Authorization"] = "Bearer a-key-of-this-test"
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            client.headers["Authorization"] = "Bearer a-key-of-this-test"
+            check_service(nodes, client)
+    finally:
+        subprocess.run([BIN / "serve", "shutdown", "-y"], env=nodes.environment, check=True, capture_output=True)
+    until(lambda: not any(actor["class_name"] == "DecodeActor" for actor in actors(nodes)), "replicas that end")
+
+
+def check_service(nodes: Nodes, client: httpx.Client) -> None:
 
     def ready() -> bool:
         try:
@@ -168,11 +176,12 @@ def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Node
     assert [answer.headers.get_list("x-request-id") for answer in answers] == [[f"t{seed}"] for seed in range(6)]
     promises = sum(answer.json()["pasta"]["parallel"]["num_promises"] for answer in answers)
     assert promises > 0
-    assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401
+    assert httpx.get(f"{client.base_url}/v1/models").status_code == 401
 
     def measured() -> str | None:
         page = client.get("/metrics").text
-        done = {line.split("} ")[1] for line in page.splitlines() if line.startswith("ray_pasta_promises_sum")}
+        Path("/tmp/ops_page.txt").write_text(page + str(promises))
+        done = {line.split("} ")[1] for line in page.splitlines() if line.startswith("ray_pasta_promises_total{")}
         return page if done == {str(float(promises))} and page.count("ray_pasta_steps_total{") >= 1 else None
 
     page = until(measured, "metrics")
@@ -191,8 +200,6 @@ def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Node
     opened = [line for line in lines if line["message"] == "branch opened"]
     assert len(opened) == promises
     assert {line["trace"] for line in opened} <= {f"t{seed}" for seed in range(6)}
-    subprocess.run([BIN / "serve", "shutdown", "-y"], env=nodes.environment, check=True, capture_output=True)
-    until(lambda: not any(actor["class_name"] == "DecodeActor" for actor in actors(nodes)), "replicas that end")
 
 
 def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: Nodes, model: Path) -> None:
