@@ -63,7 +63,7 @@ def create_app(
     async def chat(body: Annotated[ChatBody, Body(openapi_examples=CHAT_EXAMPLES)], caller: HttpRequest) -> Response:
         """Answer a conversation."""
         requests = service.chat(body)
-        shape = ChatShape(requests[0].id, body.model, body.num_logprobs)
+        shape = ChatShape(requests[0].id, body.model, body.num_logprobs is not None)
         return await unless_left(caller.receive, _respond(service, requests, body, shape))
 
     @app.post("/v1/completions", responses=responses(CompletionAnswer, *GENERATING, streams=True))
@@ -73,7 +73,7 @@ def create_app(
         """Continue a text."""
         requests = service.completion(body)
         echoes = body.prompt if body.echo else [""] * len(body.prompt)
-        shape = CompletionShape(requests[0].id, body.model, body.num_logprobs, echoes)
+        shape = CompletionShape(requests[0].id, body.model, body.num_logprobs is not None, echoes)
         return await unless_left(caller.receive, _respond(service, requests, body, shape))
 
     def model_card(name: str) -> dict[str, Any]:

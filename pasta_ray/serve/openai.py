@@ -37,13 +37,13 @@ def event_body(event: Event) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Shape:
     """One answer's envelope: whole, or in pieces. ``echoes`` are what the choices of each prompt begin with.
-    ``num_logprobs`` is None where log-probabilities are not asked for."""
+    ``with_logprobs``: log-probabilities are asked for."""
 
     id: str
     model: str
     whole_object: str
     piece_object: str
-    num_logprobs: int | None = None
+    with_logprobs: bool = False
     echoes: tuple[str, ...] = ("",)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -97,17 +97,17 @@ class Shape:
         return {"text": text or ""}
 
     def _logprobs(self, tokens: Sequence[ReadToken]) -> dict[str, Any] | None:
-        return None if self.num_logprobs is None else completion_logprobs(tokens)
+        return completion_logprobs(tokens) if self.with_logprobs else None
 
 
 class CompletionShape(Shape):
-    def __init__(self, id_: str, model: str, num_logprobs: int | None = None, echoes: Sequence[str] = ("",)) -> None:
-        super().__init__(id_, model, "text_completion", "text_completion", num_logprobs, tuple(echoes))
+    def __init__(self, id_: str, model: str, with_logprobs: bool = False, echoes: Sequence[str] = ("",)) -> None:
+        super().__init__(id_, model, "text_completion", "text_completion", with_logprobs, tuple(echoes))
 
 
 class ChatShape(Shape):
-    def __init__(self, id_: str, model: str, num_logprobs: int | None = None) -> None:
-        super().__init__(id_, model, "chat.completion", "chat.completion.chunk", num_logprobs)
+    def __init__(self, id_: str, model: str, with_logprobs: bool = False) -> None:
+        super().__init__(id_, model, "chat.completion", "chat.completion.chunk", with_logprobs)
 
     def first(self, num_choices: int) -> list[dict[str, Any]]:
         delta = {"delta": {"role": "assistant", "content": ""}}
@@ -120,4 +120,4 @@ class ChatShape(Shape):
         return {"delta": {} if text is None else {"content": text}}
 
     def _logprobs(self, tokens: Sequence[ReadToken]) -> dict[str, Any] | None:
-        return None if self.num_logprobs is None else chat_logprobs(tokens)
+        return chat_logprobs(tokens) if self.with_logprobs else None
