@@ -17,6 +17,7 @@ from pasta_ray.serve.service import Service
 from tests.engine.conftest import save_model
 from tests.engine.events import cancel_at_every_step, report, run, shown
 from tests.engine.test_methods import make_decoder
+from tests.engine.test_resume import cut_at_every_step
 from tests.engine.test_tokenizer import save_tokenizer
 from tests.eval.test_served import hosted
 from tests.fakes import FakeTokenizer, fake_models
@@ -95,7 +96,7 @@ def test_own_method(model: str, capsys: pytest.CaptureFixture[str], monkeypatch:
 
 def test_own_method_keeps_what_methods_promise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards the example that others will copy: documents parse, text comes in order, no slot is left, whenever it
-    ends."""
+    ends, and it goes on elsewhere as if nothing had happened."""
     monkeypatch.setitem(METHODS, "both-sides", own_method.BothSides)
     decoder = make_decoder(tmp_path)
     tokenizer, masks = decoder.engine.tokenizer, decoder.engine.masks
@@ -112,6 +113,7 @@ def test_own_method_keeps_what_methods_promise(tmp_path: Path, monkeypatch: pyte
         assert (decoder.num_slots, decoder.num_branches) == (0, 0)
     assert joined >= 6
     cancel_at_every_step(decoder, ask(1), ask(2), range(1, 40, 3))
+    cut_at_every_step(decoder, ask(3), every=9)
 
 
 def ask(number: int, max_tokens: int = 200) -> Request:
