@@ -19,11 +19,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.serve: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing pasta-ray and what it needs: about 2 GB, a few minutes without a word"
 	$(PIP) --editable .
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[dev]'
+	@echo "installing pasta-ray and what its tests need: about 2 GB, a few minutes without a word"
+	$(PIP) --editable '.[dev,docs]'
 	touch $@ $(VENV)/.serve
 
 serve: $(VENV)/.serve ## serve the default model with the PASTA adapters; ARGS="--port 9000 …"
@@ -50,5 +52,12 @@ format: $(VENV)/.dev ## put the code into shape
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+.PHONY: docs package
+docs: $(VENV)/.dev ## the documentation as a site, in site/; fails at a link that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+package: $(VENV)/.dev ## wheel and sdist, in dist/
+	$(BIN)/python -m build
+
 clean: ## remove what `make` has made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

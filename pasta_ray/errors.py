@@ -20,9 +20,17 @@ class NotFoundError(PastaError):
 
 
 class OverloadedError(PastaError):
-    """The service is full; the same request may succeed later."""
+    """The service is full; the same request may succeed later, ``retry_after_s`` from now."""
 
     http_status = 429
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["OverloadedError"], tuple[str, float]]:
+        """An exception is pickled by its message alone otherwise."""
+        return type(self), (str(self), self.retry_after_s)
 
 
 class ModelError(PastaError):

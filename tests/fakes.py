@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from pasta_ray.engine.messages import (
     BranchClosed,
@@ -20,6 +21,7 @@ from pasta_ray.engine.messages import (
     Event,
     Events,
     Finished,
+    Likelihood,
     Parallel,
     PromiseOpened,
     Report,
@@ -71,6 +73,12 @@ class _Running:
     started: float = field(default_factory=time.monotonic)
 
 
+def _likelihoods(word: str, num_likeliest: int | None) -> tuple[Likelihood, ...]:
+    """Every word is half as likely as "the ", which is half as likely as half of a character."""
+    likeliest = ((b"\xe2", -0.25), (b"the ", -0.5))
+    return () if num_likeliest is None else (Likelihood(word.encode(), -1.0, likeliest[:num_likeliest]),)
+
+
 def _endless() -> Iterator[str]:
     while True:
         yield "word "
@@ -88,6 +96,10 @@ class FakeDecoder:
         self.cancelled: list[str] = []
         self.num_steps = self.num_rows = 0
         self._running: dict[str, _Running] = {}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {}  # nothing that other replicas might share
 
     @property
     def busy(self) -> bool:
@@ -177,7 +189,7 @@ class FakeDecoder:
         branch.text += word
         if branch.name == "0":
             running.order.append(word)
-        return Delta(branch.name, word, 1)
+        return Delta(branch.name, word, 1, _likelihoods(word, running.request.sampling.logprobs))
 
     def _end(self, running: _Running, branch: _Branch, reason: str) -> Iterator[Event]:
         running.branches.remove(branch)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from pasta_ray.engine import Engine, EngineConfig
+from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events
 from pasta_ray.lang.grammar import Phase
@@ -14,9 +15,10 @@ from pasta_ray.lang.grammar import Phase
 LETTERS = "abc 127\n<\\é"
 
 
-def load_narrow(folder: Path, **settings: int) -> Decoder:
+def load_narrow(folder: Path, replica: str = "local", curve: StepCurve | None = None, **settings: int) -> Decoder:
     """``folder`` holds a checkpoint with tags."""
-    decoder = Decoder(Engine(EngineConfig(model=str(folder), prefill_chunk=16, **settings)))
+    engine = Engine(EngineConfig(model=str(folder), prefill_chunk=16, **settings))
+    decoder = Decoder(engine, replica, curve=curve)
     tokenizer, tags, masks = decoder.engine.tokenizer, decoder.engine.tags, decoder.engine.masks
     assert tags is not None
     assert masks is not None
@@ -43,12 +45,13 @@ class PacedDecoder:
 
 @dataclass(frozen=True)
 class MakeNarrowDecoder:
-    """A decoder factory."""
+    """A decoder factory. ``points`` are what steps are taken to cost at first; without any that is not known."""
 
     folder: Path
-    step_s: float
+    step_s: float = 0.0
+    points: tuple[tuple[int, float], ...] = ()
 
     def __call__(self, replica: str) -> PacedDecoder:
-        decoder = load_narrow(self.folder)
-        decoder.replica = replica
-        return PacedDecoder(decoder, self.step_s)
+        torch.set_num_threads(1)
+        curve = StepCurve(list(self.points)) if self.points else None
+        return PacedDecoder(load_narrow(self.folder, replica, curve), self.step_s)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "pasta_ray"
 MAY_IMPORT = {
     "errors": set[str](),
     "lang": {"errors"},
-    "engine": {"errors", "lang"},
+    "engine": {"errors", "extensions", "lang"},
     "actors": {"errors", "logs", "lang", "engine"},
     "batch": {"errors", "lang", "engine", "actors"},
     "serve": {"errors", "logs", "lang", "engine", "actors"},

@@ -9,18 +9,24 @@ import ray
 
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeActor
-from pasta_ray.actors.messages import ClusterHealth, ClusterSpec, CoordinatorStats, ReplicaDiedError, ReplicaStats
+from pasta_ray.actors.messages import (
+    ClusterHealth,
+    ClusterSpec,
+    CoordinatorStats,
+    Policy,
+    ReplicaDiedError,
+    ReplicaStats,
+)
 from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, Answer, Publisher
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
+from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
 from pasta_ray.engine.messages import Events, Finished, Request
 from pasta_ray.errors import ReplicaError
 from pasta_ray.logs import configure
 
 COORDINATOR = "the coordinator"
 COORDINATOR_OPTIONS = {"num_cpus": 0, "max_concurrency": 2000}
-NAMESPACE = "pasta_ray"
-"""Of the replicas' names."""
 MAX_DEATHS = 20
 POLL_S = 0.2
 
@@ -28,6 +34,7 @@ POLL_S = 0.2
 def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
     """The replica of that name, or a new one. Ray starts it again when its process dies, on another node where its own
     is gone; lost requests concern the coordinator. It belongs to no process, and outlives its coordinator."""
+    shared_by = cluster if spec.replicas > 1 else None
     actor_class: Any = ray.remote(concurrency_groups={"control": 16})(DecodeActor)  # type: ignore[call-overload]
     options = actor_class.options(
         name=f"{cluster} {name}",
@@ -42,7 +49,8 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
         max_task_retries=0,
         runtime_env={"env_vars": {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}},
     )
-    return RemoteReplica(name, lambda: options.remote(spec.make_decoder, name, spec.orphan_s, spec.log))
+    args = (spec.make_decoder, name, spec.orphan_s, spec.log, shared_by, spec.placement)
+    return RemoteReplica(name, lambda: options.remote(*args))
 
 
 class CoordinatorActor:
@@ -58,8 +66,10 @@ class CoordinatorActor:
         self._answers = Publisher(ANSWER_METRICS, ("model", "method"))
         self._load = Publisher(COORDINATOR_METRICS)
         context = ray.get_runtime_context()
-        cluster = context.get_actor_name() or str(context.get_actor_id())
-        self._replicas = [start_replica(spec, cluster, f"r{index}") for index in range(spec.replicas)]
+        self._cluster = str(context.get_actor_name() or context.get_actor_id())
+        if spec.replicas > 1:
+            start_directory(self._cluster)
+        self._replicas = [start_replica(spec, self._cluster, f"r{index}") for index in range(spec.replicas)]
         self._started: Coordinator | None = None
         context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
 
@@ -98,6 +108,9 @@ class CoordinatorActor:
     async def counts(self) -> CoordinatorStats:
         return self._coordinator.stats()
 
+    async def place(self, policy: Policy) -> None:
+        await asyncio.gather(*(replica.place(policy) for replica in self._replicas))
+
     async def end_replicas(self) -> None:
         self.__ray_shutdown__()
 
@@ -105,6 +118,7 @@ class CoordinatorActor:
         """Called by Ray where the actor ends as it should, not where its process dies."""
         for replica in self._replicas:
             replica.end()
+        end_directory(self._cluster)
 
 
 class Cluster:
@@ -148,6 +162,10 @@ class Cluster:
         with suppress(ReplicaError):
             await self._ask("end_replicas")
 
+    async def place(self, policy: Policy) -> None:
+        """Which bodies may be decoded on other replicas than their requests, from now on."""
+        await self._ask("place", policy)
+
     async def wait_ready(self, timeout_s: float = 300.0) -> None:
         """Return when a replica can decode; ReplicaError when none will."""
         deadline = asyncio.get_running_loop().time() + timeout_s
@@ -177,7 +195,7 @@ class Cluster:
             if self._found is not None:
                 return self._found
 
-    async def _ask(self, method: str) -> Any:
+    async def _ask(self, method: str, *args: Any) -> Any:
         """Raises ReplicaDiedError where the coordinator is gone, ReplicaError where there is none."""
         if self._found is None:
             try:
@@ -185,7 +203,7 @@ class Cluster:
             except ValueError as error:
                 raise ReplicaError("the coordinator is starting; try again") from error
         try:
-            return await call(getattr(self._found, method), COORDINATOR)
+            return await call(getattr(self._found, method), COORDINATOR, *args)
         except ReplicaDiedError:
             self._forget()
             raise

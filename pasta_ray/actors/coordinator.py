@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Protocol
@@ -14,6 +15,7 @@ from pasta_ray.actors.messages import (
     ReplicaState,
     ReplicaStats,
 )
+from pasta_ray.actors.pace import Pace
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Report, Request
 from pasta_ray.errors import OverloadedError, ReplicaError
@@ -94,6 +96,7 @@ class Coordinator:
         self._num_queued = self._num_ongoing = 0
         self._num_requests = self._num_finished = self._num_cancelled = self._num_recoveries = self._num_rejected = 0
         self._free = asyncio.Semaphore(max_ongoing)
+        self._pace = Pace(max_ongoing)
         self._check_period_s = check_period_s
         self._changed = asyncio.Event()
         self._watches = [asyncio.create_task(self._watch(member)) for member in self._members]
@@ -181,16 +184,22 @@ class Coordinator:
     async def _admitted(self) -> AsyncIterator[None]:
         if self._free.locked() and self._num_queued >= self._max_queued:
             self._num_rejected += 1
-            raise OverloadedError(f"{self._num_queued} requests are waiting, which is the limit; try again later")
+            wait_s = self._pace.wait_s(self._num_queued)
+            raise OverloadedError(
+                f"{self._num_queued} requests are waiting, which is the limit; try again in about {wait_s:.0f} s",
+                wait_s,
+            )
         self._num_queued += 1
         try:
             await self._free.acquire()
         finally:
             self._num_queued -= 1
         self._num_ongoing += 1
+        began = time.monotonic()
         try:
             yield
         finally:
+            self._pace.observe(time.monotonic() - began)
             self._num_ongoing -= 1
             self._free.release()
 

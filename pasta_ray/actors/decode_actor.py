@@ -1,16 +1,19 @@
 """A decode replica: one copy of the weights and one decode loop in its own process. The Ray rim of `DecodeLoop`."""
 
 import math
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import ray
 
 from pasta_ray.actors.decode_loop import DecodeLoop
 from pasta_ray.actors.lease import Lease
-from pasta_ray.actors.messages import DecoderFactory, ReplicaStats
+from pasta_ray.actors.messages import DecoderFactory, Policy, ReplicaStats
 from pasta_ray.actors.metrics import REPLICA_METRICS, Publisher
-from pasta_ray.engine.messages import Events, Request
+from pasta_ray.actors.sharing import Sharing
+from pasta_ray.engine.kv import KVBlock
+from pasta_ray.engine.messages import BodyRequest, Events, Request
 from pasta_ray.errors import ModelError, PastaError
 from pasta_ray.logs import LogConfig, configure
 
@@ -23,14 +26,23 @@ class DecodeActor:
     """``control`` calls have their own event loop, so they are answered at once however many streams are open.
 
     A replica is nobody's child, so that it outlives a coordinator and serves the next one. Without any, it ends itself
-    ``orphan_s`` after the last ping.
+    ``orphan_s`` after the last ping. As one of a ``cluster`` it shares prefixes and bodies with the others, from the
+    first ping on.
     """
 
     def __init__(
-        self, make_decoder: DecoderFactory, replica: str, orphan_s: float = math.inf, log: LogConfig | None = None
+        self,
+        make_decoder: DecoderFactory,
+        replica: str,
+        orphan_s: float = math.inf,
+        log: LogConfig | None = None,
+        cluster: str | None = None,
+        policy: Policy = "auto",
     ) -> None:
         configure(log or LogConfig())
         self._metrics = Publisher(REPLICA_METRICS, ("replica",))
+        self._replica, self._cluster, self._policy = replica, cluster, policy
+        self._sharing: Sharing | None = None
         self._failure: PastaError | None = None
         try:
             self._loop = DecodeLoop(make_decoder, replica)
@@ -41,7 +53,9 @@ class DecodeActor:
         self._lease = Lease(orphan_s, _end)
 
     @ray.method(num_returns="streaming", _generator_backpressure_num_objects=UNREAD_MESSAGES)
-    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+    async def decode(self, request: Request | BodyRequest, home: str | None = None) -> AsyncGenerator[Events, None]:
+        if self._sharing is not None:
+            await self._sharing.prepare(request, home)
         async with aclosing(self._loop.decode(request)) as stream:
             async for events in stream:
                 yield events
@@ -52,7 +66,18 @@ class DecodeActor:
 
     @ray.method(concurrency_group="control")
     async def stats(self) -> ReplicaStats:
-        return self._loop.stats()
+        return self._told()
+
+    @ray.method(concurrency_group="control")
+    async def take_prefix(self, key: str, ids: Sequence[int], start: int) -> KVBlock | None:
+        """For another replica: see `Sharing.take_prefix`."""
+        return None if self._sharing is None else await self._sharing.take_prefix(key, ids, start)
+
+    @ray.method(concurrency_group="control")
+    async def place(self, policy: Policy) -> None:
+        """Which bodies of this replica's requests may leave it."""
+        if self._sharing is not None:
+            self._sharing.place(policy)
 
     @ray.method(concurrency_group="control")
     async def ping(self) -> ReplicaStats:
@@ -63,9 +88,16 @@ class DecodeActor:
         if self._failure is not None:
             raise self._failure
         self._loop.check()
-        stats = self._loop.stats()
+        if self._cluster is not None:
+            cluster, self._cluster = self._cluster, None
+            self._sharing = await Sharing.start(self._replica, cluster, self._policy, self._loop)
+        stats = self._told()
         self._metrics.publish(stats, replica=stats.replica)
         return stats
+
+    def _told(self) -> ReplicaStats:
+        stats = self._loop.stats()
+        return stats if self._sharing is None else replace(stats, sharing=self._sharing.stats())
 
 
 def _end() -> None:

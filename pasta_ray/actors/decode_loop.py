@@ -12,21 +12,32 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
-from pasta_ray.engine.messages import BranchClosed, Event, Events, Finished, PromiseOpened, Request
+from pasta_ray.engine.messages import (
+    BodyRequest,
+    BranchClosed,
+    Event,
+    Events,
+    Finished,
+    PromiseOpened,
+    Request,
+    is_last,
+)
 from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 from pasta_ray.logs import fields
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request | BodyRequest) -> None:
         self.trace = request.trace
         self._request_id = request.id
         self._loop = asyncio.get_running_loop()
@@ -64,7 +75,7 @@ class _Stream:
     def _add(self, message: Events) -> None:
         self._unread += message.events
         self._steps += message.steps
-        self._ended = any(isinstance(event, Finished) for event in message.events)
+        self._ended = any(map(is_last, message.events))
         self._changed.set()
 
     def _fail(self, error: PastaError) -> None:
@@ -74,8 +85,14 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Submit:
-    request: Request
+    request: Request | BodyRequest
     stream: _Stream
+
+
+@dataclass(frozen=True)
+class _Call:
+    function: Callable[[DecoderLike], Any]
+    result: "Future[Any]"
 
 
 @dataclass(frozen=True)
@@ -99,7 +116,7 @@ class DecodeLoop:
 
     def __init__(self, make_decoder: DecoderFactory, replica: str = "local") -> None:
         self._replica = replica
-        self._commands: SimpleQueue[_Submit | _Cancel | _Stop] = SimpleQueue()
+        self._commands: SimpleQueue[_Submit | _Call | _Cancel | _Stop] = SimpleQueue()
         self._streams: dict[str, _Stream] = {}
         self._stopping = False
         self._broken: str | None = None
@@ -113,7 +130,7 @@ class DecodeLoop:
         self._thread.start()
         self._decoder = made.result()
 
-    async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
+    async def decode(self, request: Request | BodyRequest) -> AsyncGenerator[Events, None]:
         """The request's events, one message a step at most. Closing the iterator early frees all its slots.
 
         Raises InputError where the decoder refuses the request, StepError where decoding failed.
@@ -130,6 +147,14 @@ class DecodeLoop:
     def cancel(self, request_id: str) -> None:
         """Forget a request before the next step; one that is unknown or finished is left alone."""
         self._commands.put(_Cancel(request_id))
+
+    def call(self, function: Callable[[DecoderLike], T]) -> "Future[T]":
+        """Run ``function`` in the decoder's thread between two steps; what it gives or raises is the future's. Raises
+        ReplicaError when this loop can answer nothing any more."""
+        self.check()
+        result: Future[T] = Future()
+        self._commands.put(_Call(function, result))
+        return result
 
     def stats(self) -> ReplicaStats:
         """Live counts after the latest step."""
@@ -171,6 +196,8 @@ class DecodeLoop:
             match command:
                 case _Submit(request, stream):
                     self._submit(request, stream)
+                case _Call(function, result):
+                    self._answer(function, result)
                 case _Cancel(request_id, stream):
                     if request_id in self._streams and stream in (None, self._streams[request_id]):
                         self._give_up(request_id, f"request {request_id!r} was cancelled")
@@ -179,8 +206,16 @@ class DecodeLoop:
                     return False
             block = False
 
-    def _submit(self, request: Request, stream: _Stream) -> None:
-        if request.id in self._streams and not request.progress.elapsed_s:
+    def _answer(self, function: Callable[[DecoderLike], Any], result: "Future[Any]") -> None:
+        if not result.set_running_or_notify_cancel():
+            return
+        try:
+            result.set_result(function(self._decoder))
+        except Exception as error:  # the caller's to handle
+            result.set_exception(error)
+
+    def _submit(self, request: Request | BodyRequest, stream: _Stream) -> None:
+        if request.id in self._streams and isinstance(request, Request) and not request.progress.elapsed_s:
             stream.fail(InputError(f"request id {request.id!r} is already being answered"))
             return
         if request.id in self._streams:  # whoever asked for it is gone, or gave it up for lost
@@ -206,7 +241,7 @@ class DecodeLoop:
                 if logger.isEnabledFor(logging.DEBUG):
                     self._log_branches(stream.trace, message)
                 stream.put(message)
-                if any(isinstance(event, Finished) for event in message.events):
+                if any(map(is_last, message.events)):
                     del self._streams[message.request_id]
         except Exception as error:  # every consumer hears of it, none waits for ever
             self._fail_all(self._step_error(error))

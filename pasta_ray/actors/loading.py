@@ -19,16 +19,26 @@ class TokenizerLike(Protocol):
 
 @dataclass(frozen=True)
 class LoadDecoder:
-    """Called in a replica's own process; the weights are read from the machine's cache folder."""
+    """Called in a replica's own process; the weights are read from the machine's cache folder.
+
+    A decoder that is ``timed`` takes a few steps first, to know when it is full and where a body is done soonest. One
+    that ``shares`` prefixes with other replicas reads the weights once more, for their fingerprint.
+    """
 
     config: EngineConfig
     draft: DraftConfig = field(default_factory=DraftConfig)
+    timed: bool = False
+    shares: bool = False
 
     def __call__(self, replica: str) -> DecoderLike:
         from pasta_ray.engine import Engine
+        from pasta_ray.engine.calibration import calibrate
         from pasta_ray.engine.decoder import Decoder
 
-        return Decoder(Engine(self.config), replica, self.draft)
+        engine = Engine(self.config)
+        if self.shares:
+            _ = engine.fingerprint  # now, and not while requests wait
+        return Decoder(engine, replica, self.draft, calibrate(engine) if self.timed else None)
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,18 @@
 """What crosses an actor's boundary beside `engine.messages`: how a cluster is made, and how it is doing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from pasta_ray.engine.messages import Counters, Events, Request
+from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 from pasta_ray.logs import LogConfig
+
+if TYPE_CHECKING:
+    from pasta_ray.engine.decoder import Decoder
+
+
+Policy = Literal["auto", "local", "remote"]
 
 
 class StepError(PastaError):
@@ -30,7 +36,12 @@ class DecoderLike(Protocol):
     def num_requests(self) -> int: ...
     @property
     def counters(self) -> Counters: ...
-    def submit(self, request: Request) -> None: ...
+    @property
+    def parts(self) -> "Mapping[str, Decoder]":
+        """What other replicas may share with this one, by model; a single decoder answers to any name."""
+
+    def submit(self, request: Request | BodyRequest) -> None: ...
+    def receive(self, request_id: str, path: str, news: BodyNews | None) -> None: ...
     def cancel(self, request_id: str) -> None: ...
     def step(self) -> list[Events]: ...
 
@@ -45,7 +56,7 @@ class ClusterSpec:
 
     A request whose replica dies is opened again, up to ``max_deaths`` times in a row without a step between, and waits
     up to ``wait_s`` for a replica that is ready. A replica that no coordinator has asked for anything for ``orphan_s``
-    ends itself.
+    ends itself. ``placement`` says which bodies may be decoded on other replicas than their requests.
     """
 
     make_decoder: DecoderFactory
@@ -58,12 +69,33 @@ class ClusterSpec:
     max_deaths: int = 5
     wait_s: float = 120.0
     orphan_s: float = 60.0
+    placement: Policy = "auto"
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0), ("max_deaths", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+
+
+@dataclass(frozen=True)
+class SharingStats:
+    """What a replica has done since its process began, counted: prefixes fetched from other replicas with their tokens
+    and bytes, failures and those not worth it; bodies sent away, lost there, decoded for others, and made to wait, with
+    the bytes of KV that went and came back. ``num_peers`` are the replicas that it shares with now."""
+
+    num_peers: int = 0
+    num_prefix_fetches: int = 0
+    num_prefix_tokens_fetched: int = 0
+    num_prefix_bytes_fetched: int = 0
+    num_prefix_fetches_failed: int = 0
+    num_prefix_fetches_declined: int = 0
+    num_bodies_sent: int = 0
+    num_bodies_lost: int = 0
+    num_bodies_hosted: int = 0
+    num_bodies_delayed: int = 0
+    num_body_bytes_sent: int = 0
+    num_body_bytes_returned: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,6 +112,7 @@ class ReplicaStats:
     counters: Counters = field(default_factory=Counters)
     step_s: float = 0.0
     one_row_step_s: float = 0.0
+    sharing: SharingStats = field(default_factory=SharingStats)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,29 @@ REPLICA_METRICS: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_preemptions", "counter", "Requests that lost their KV.", lambda s: s.counters.num_preemptions),
     Metric("pasta_prefix_tokens", "counter", "Prompt tokens looked up.", lambda s: s.counters.num_prefix_tokens),
     Metric("pasta_prefix_hits", "counter", "Of these, found in the cache.", lambda s: s.counters.num_prefix_hits),
+    Metric("pasta_peers", "gauge", "Replicas that this one shares with.", lambda s: s.sharing.num_peers),
+    Metric("pasta_prefix_fetches", "counter", "Prefixes fetched from peers.", lambda s: s.sharing.num_prefix_fetches),
+    Metric("pasta_prefix_tokens_fetched", "counter", "Tokens of these.", lambda s: s.sharing.num_prefix_tokens_fetched),
+    Metric("pasta_prefix_bytes_fetched", "counter", "KV bytes of these.", lambda s: s.sharing.num_prefix_bytes_fetched),
+    Metric(
+        "pasta_prefix_fetches_failed", "counter", "Fetches that failed.", lambda s: s.sharing.num_prefix_fetches_failed
+    ),
+    Metric(
+        "pasta_prefix_fetches_declined",
+        "counter",
+        "Fetches not worth it.",
+        lambda s: s.sharing.num_prefix_fetches_declined,
+    ),
+    Metric("pasta_bodies_sent", "counter", "Bodies sent to peers.", lambda s: s.sharing.num_bodies_sent),
+    Metric("pasta_bodies_lost", "counter", "Of these, come home unfinished.", lambda s: s.sharing.num_bodies_lost),
+    Metric("pasta_bodies_hosted", "counter", "Bodies decoded for peers.", lambda s: s.sharing.num_bodies_hosted),
+    Metric("pasta_bodies_delayed", "counter", "Bodies that waited for a row.", lambda s: s.sharing.num_bodies_delayed),
+    Metric(
+        "pasta_body_bytes_sent", "counter", "KV bytes that went with bodies.", lambda s: s.sharing.num_body_bytes_sent
+    ),
+    Metric(
+        "pasta_body_bytes_returned", "counter", "KV bytes that came back.", lambda s: s.sharing.num_body_bytes_returned
+    ),
 )
 
 COORDINATOR_METRICS: tuple[Metric[CoordinatorStats], ...] = (

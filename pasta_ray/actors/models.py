@@ -2,10 +2,14 @@
 
 from collections import deque
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from pasta_ray.actors.messages import DecoderLike
-from pasta_ray.engine.messages import Counters, Events, Request
+from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
 from pasta_ray.errors import NotFoundError
+
+if TYPE_CHECKING:
+    from pasta_ray.engine.decoder import Decoder
 
 
 class ModelDecoders:
@@ -40,7 +44,15 @@ class ModelDecoders:
     def counters(self) -> Counters:
         return sum((decoder.counters for decoder in self._decoders.values()), Counters())
 
-    def submit(self, request: Request) -> None:
+    @property
+    def parts(self) -> Mapping[str, "Decoder"]:
+        return {name: part for name, decoder in self._decoders.items() for part in decoder.parts.values()}
+
+    def receive(self, request_id: str, path: str, news: BodyNews | None) -> None:
+        for decoder in self._decoders.values():
+            decoder.receive(request_id, path, news)
+
+    def submit(self, request: Request | BodyRequest) -> None:
         """Raises NotFoundError for a model that is not here, and what its decoder raises."""
         decoder = self._decoders.get(request.model)
         if decoder is None:

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError, TaskCancelledError
 
-from pasta_ray.actors.messages import ReplicaDiedError, ReplicaStats
+from pasta_ray.actors.messages import Policy, ReplicaDiedError, ReplicaStats
 from pasta_ray.engine.messages import Events, Request
 from pasta_ray.errors import PastaError, ReplicaError
 
@@ -75,6 +75,10 @@ class RemoteReplica:
     async def stats(self) -> ReplicaStats:
         stats: ReplicaStats = await call(self._actor.stats, f"replica {self.name}")
         return stats
+
+    async def place(self, policy: Policy) -> None:
+        """Which bodies of its requests may leave it."""
+        await call(self._actor.place, f"replica {self.name}", policy)
 
     def restart(self) -> None:
         """End the process; Ray starts the actor again."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pasta_ray.errors import InputError
+from pasta_ray.extensions import ANNOTATORS, extension_names, load_extension
 
 if TYPE_CHECKING:
     from pasta_ray.train.annotate import Counts
@@ -36,10 +37,23 @@ class Level(StrEnum):
     sentence = "sentence"
 
 
+def _known_annotator(name: str) -> str:
+    allowed = (*Annotator, *extension_names(ANNOTATORS))
+    if name not in allowed:
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(allowed)}")
+    return name
+
+
 def annotate(
     answers: Annotated[list[Path], typer.Argument(help="JSONL files of id, instruction and output (input, system).")],
     out: Annotated[Path, typer.Option(help="JSONL file of documents; a run that was cut off goes on in it.")],
-    annotator: Annotated[Annotator, typer.Option(help="How to find the parts.")] = Annotator.syntax,
+    annotator: Annotated[
+        str,
+        typer.Option(
+            callback=_known_annotator,
+            help="How to find the parts: syntax, independence, llm, or what an installed package adds.",
+        ),
+    ] = Annotator.syntax.value,
     level: Annotated[
         list[Level] | None,
         typer.Option(help="Where `syntax` and `independence` may split; everywhere unless given."),
@@ -95,7 +109,9 @@ def annotate(
             )
             asked.api_key()  # a key that is missing is missed here, not in every worker
             config = LlmConfig(asked)
-    pool = Pool(num_workers, gpus_per_worker=int(annotator is Annotator.independence and device.startswith("cuda")))
+        case _:
+            config = load_extension(ANNOTATORS, annotator)()
+    pool = Pool(num_workers, gpus_per_worker=int(annotator == Annotator.independence and device.startswith("cuda")))
     run = AnnotationRun(
         answers, out, config, model, Selection(max_tokens=max_tokens, only_promising=only_promising), pool
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,6 +114,37 @@ def fork(
     with _measuring(out) as say:
         engines = _load(_config(model, adapter, dtype, threads), quantization, say)
         result = bench_fork(engines, options, describe_machine(), say)
+    _show(result, as_json, out)
+
+
+@bench_app.command()
+def farm(
+    model: Model = DEFAULT_MODEL,
+    adapter: Adapter = "pasta",
+    dtype: DtypeOption = Dtype.float32,
+    quantization: Annotated[Quantization, typer.Option(help="Of the weights.")] = Quantization.none,
+    replicas: Annotated[int, typer.Option(min=2, help="Each with its own copy of the weights.")] = 2,
+    concurrent: Annotated[int, typer.Option(min=1, help="Prompts answered at once.")] = 1,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Bound of each answer.")] = 256,
+    threads: Threads = 1,
+    reps: Reps = 5,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Answers with bodies kept on their replica, farmed out by predicted finish time, and all farmed out."""
+    from pasta_ray.cli.farm import farm_rounds
+    from pasta_ray.eval.bench.farm import FarmOptions, bench_farm
+    from pasta_ray.eval.bench.machine import describe_machine
+
+    options = FarmOptions(replicas, concurrent, max_tokens, reps)
+    kind = None if quantization is Quantization.none else quantization.value
+    with _measuring(out) as say:
+        config = replace(_config(model, adapter, dtype, threads), quantization=kind)
+        machine = describe_machine()
+        say(f"starting {replicas} replicas")
+        with farm_rounds(config, options) as rounds:
+            settings = {"model": model, "adapter": adapter, "numerics": kind or dtype.value, "threads": threads}
+            result = bench_farm(rounds, options, settings, machine, say)
     _show(result, as_json, out)
 
 

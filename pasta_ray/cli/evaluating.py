@@ -135,7 +135,9 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
     from pasta_ray.eval.load import bursts, read_points, run_bursts
     from pasta_ray.eval.prompts import load_prompts
     from pasta_ray.eval.run import read_done, run_tasks, schedule
+    from pasta_ray.eval.writing import check_packages
 
+    check_packages()
     prompts = load_prompts(plan.prompts, plan.limit)
     if plan.quality:
         check_quality(plan.quality, prompts.prompts)

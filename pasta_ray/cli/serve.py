@@ -114,7 +114,9 @@ def serve(
         except RuntimeError as error:
             raise ReplicaError(f"the app cannot be deployed: {error}") from error
         url = f"http://{host}:{port}"
-        if _wait_ready(url, stop):
+        with Console(stderr=True).status("loading the weights"):
+            ready = _wait_ready(url, stop)
+        if ready:
             first, *others = settings.served
             more = f"; so do {', '.join(others)}" if others else ""
             typer.echo(f"{first} answers at {url}/v1 (Ctrl-C ends){more}; see it at {url}/")

@@ -1,7 +1,9 @@
 """`pasta-ray train`: from documents to an adapter, and from samples to a better one."""
 
 import json
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -10,6 +12,7 @@ import typer
 from pasta_ray.cli.pipeline import pipeline
 from pasta_ray.cli.sampling import sample
 from pasta_ray.cli.scoring import calibrate_judge, judge, score
+from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
     from pasta_ray.train.config import RunConfig
@@ -32,7 +35,9 @@ def sft(
     from pasta_ray.train.config import SftConfig, load_config
 
     settings = load_config(SftConfig, config, set_ or [])
-    from pasta_ray.train.sft import run_sft
+    _check_files([*settings.documents, *settings.val_documents])
+    with _training_packages(settings):
+        from pasta_ray.train.sft import run_sft
 
     _train(run_sft, settings, num_cpus, as_json, _describe_documents)
 
@@ -45,7 +50,9 @@ def prefer(
     from pasta_ray.train.config import PreferConfig, load_config
 
     settings = load_config(PreferConfig, config, set_ or [])
-    from pasta_ray.train.prefer import run_prefer
+    _check_files(settings.scored)
+    with _training_packages(settings):
+        from pasta_ray.train.prefer import run_prefer
 
     _train(run_prefer, settings, num_cpus, as_json, _describe_pairs)
 
@@ -55,6 +62,24 @@ for command in (sample, score, judge, calibrate_judge, pipeline):
 
 Config = TypeVar("Config", bound="RunConfig")
 Plan = dict[str, Any]  # a run's plan.json
+
+
+def _check_files(paths: Sequence[Path]) -> None:
+    """A file that is not there is missed before Ray is started."""
+    for path in paths:
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+
+
+@contextmanager
+def _training_packages(settings: "RunConfig") -> Iterator[None]:
+    """Around the imports of what training alone needs. DeepSpeed is told the device: looking for one, it prints."""
+    if not settings.use_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"training needs more packages: pip install 'pasta-ray[train]' ({error})") from error
 
 
 def _train(

@@ -102,20 +102,24 @@ class Branch:
 
     def append(self, ids: Sequence[int]) -> None:
         """Pend ``ids`` behind what is there: slots and positions are theirs from now on."""
+        self.append_at(ids, range(self.next_position, self.next_position + len(ids)))
+
+    def append_at(self, ids: Sequence[int], positions: Sequence[int]) -> None:
+        """As :meth:`append`, at any positions; what comes next stands behind the last of them."""
         slots = self.slab.take(len(ids))
         self.slab.visible_BS[self.row, slots] = True
         self.tokens.extend(ids)
         self.slots.extend(slots)
-        positions = range(self.next_position, self.next_position + len(ids))
         self.slab.positions_S[slots] = positions
         self.positions.extend(positions)
-        self.next_position = positions.stop
+        self.next_position = positions[-1] + 1 if positions else self.next_position
 
-    def join(self, children: Sequence["Branch"]) -> None:
-        """See what ``children`` see, from the first token on that has never been fed."""
+    def join(self, children: Sequence["Branch"], first: int | None = None) -> None:
+        """See what ``children`` see, from token ``first`` on; unless told, the first that has never been fed."""
         before_S = self.visible.copy()
         self.slab.join(self.row, [child.row for child in children])
-        self.joins.append((self.num_computed, np.flatnonzero(self.visible & ~before_S)))
+        first = self.num_computed if first is None else first
+        self.joins.append((first, np.flatnonzero(self.visible & ~before_S)))
 
     def mark_fed(self, num_tokens: int) -> None:
         """The KV of the next ``num_tokens`` tokens is in the slab."""

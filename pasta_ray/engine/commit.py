@@ -11,18 +11,23 @@ from itertools import islice
 import torch
 
 from pasta_ray.engine.branch import Branch, Constraint, num_equal
-from pasta_ray.engine.sampler import SampleRow, sample
+from pasta_ray.engine.sampler import SampleRow, Scores, sample, score
 from pasta_ray.engine.scheduler import Feed, RequestFeeds
+
+MAX_HIDDEN = 8
+"""So many more of the likeliest tokens are scored than were asked for, because tags and ends are not shown."""
 
 
 @dataclass(frozen=True, eq=False)
 class StepOutput:
     """What a step gave a branch: ``tokens``, the accepted ones of its draft of ``num_drafted`` and the one sampled
-    behind them, which is pending now; none where tokens still wait to be fed. And for a branch with ``keep_logits`` the
-    float32 [num fed, vocab] ``logits`` behind every token fed, rejected ones apart."""
+    behind them, which is pending now; none where tokens still wait to be fed. ``scores`` are the tokens', where the
+    branch's sampling asks for them, else Nones. And for a branch with ``keep_logits`` the float32 [num fed, vocab]
+    ``logits`` behind every token fed, rejected ones apart."""
 
     branch: Branch
     tokens: tuple[int, ...]
+    scores: tuple[Scores | None, ...]
     num_drafted: int
     logits: torch.Tensor | None
 
@@ -36,12 +41,14 @@ def commit(batch: list[RequestFeeds], logits_RV: torch.Tensor, masks: torch.Tens
     for feed in feeds:
         branch, num_logits, num_drafted = feed.branch, feed.num_logits, feed.branch.num_draft
         branch.mark_fed(feed.num_tokens)
-        tokens = accept(branch, samples[branch]) if branch in samples else ()
+        sampled = samples.get(branch, [])
+        tokens = accept(branch, [token for token, _ in sampled]) if sampled else ()
+        scores = tuple(score for _, score in sampled[: len(tokens)])
         num_rejected = num_drafted + 1 - len(tokens) if tokens else 0
         logits = logits_RV[row : row + num_logits - num_rejected] if branch.keep_logits and num_logits else None
         row += num_logits
         if tokens or logits is not None:
-            outputs.append(StepOutput(branch, tokens, num_drafted, logits))
+            outputs.append(StepOutput(branch, tokens, scores, num_drafted, logits))
     return outputs
 
 
@@ -63,7 +70,9 @@ def allowed(
     return kept
 
 
-def _sample(feeds: list[Feed], logits_RV: torch.Tensor, masks: torch.Tensor | None) -> dict[Branch, list[int]]:
+def _sample(
+    feeds: list[Feed], logits_RV: torch.Tensor, masks: torch.Tensor | None
+) -> dict[Branch, list[tuple[int, Scores | None]]]:
     """For each branch that has run out, the samples behind its last token, or behind that and each guess."""
     rows: list[SampleRow] = []
     picked: list[int] = []
@@ -77,8 +86,20 @@ def _sample(feeds: list[Feed], logits_RV: torch.Tensor, masks: torch.Tensor | No
         return {}
     if len(rows) != len(logits_RV):
         logits_RV = logits_RV[torch.tensor(picked, device=logits_RV.device)]
-    tokens = iter(sample(logits_RV, rows, masks))
-    return {feed.branch: list(islice(tokens, 1 + feed.branch.num_draft)) for feed in feeds if feed.samples}
+    tokens = sample(logits_RV, rows, masks)
+    samples = zip(tokens, _scores(logits_RV, rows, tokens), strict=True)
+    return {feed.branch: list(islice(samples, 1 + feed.branch.num_draft)) for feed in feeds if feed.samples}
+
+
+def _scores(logits_RV: torch.Tensor, rows: Sequence[SampleRow], tokens: Sequence[int]) -> list[Scores | None]:
+    """Of the rows that ask for them; the others cost nothing."""
+    scores: list[Scores | None] = [None] * len(rows)
+    wanted = {i: row.sampling.logprobs for i, row in enumerate(rows) if row.sampling.logprobs is not None}
+    if wanted:
+        scored = score(logits_RV[list(wanted)], [tokens[i] for i in wanted], max(wanted.values()) + MAX_HIDDEN)
+        for i, own in zip(wanted, scored, strict=True):
+            scores[i] = own
+    return scores
 
 
 def _sample_rows(branch: Branch) -> list[SampleRow]:

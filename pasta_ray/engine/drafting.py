@@ -6,7 +6,7 @@ sooner where it is right.
 
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, takewhile
 from typing import Protocol
 
@@ -197,11 +197,12 @@ class DraftModel:
 
     def _make(self, target: Branch) -> _Mirror:
         ids = self._known(target.tokens)
+        sampling = target.sampling and replace(target.sampling, logprobs=None)  # of guesses nobody asks them
         if target.parent is None:
-            own = self.engine.open(ids, sampling=target.sampling, path=target.path)
+            own = self.engine.open(ids, sampling=sampling, path=target.path)
         else:
             parent = self._follow(target.parent)
-            own = self.engine.fork(parent.own, ids, path=target.path, sampling=target.sampling)
+            own = self.engine.fork(parent.own, ids, path=target.path, sampling=sampling)
         self.engine.settle(own)
         mirror = _Mirror(target, own, len(ids))
         if target.parent is not None:

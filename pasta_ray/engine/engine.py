@@ -12,6 +12,7 @@ from pasta_ray.engine.branch import Branch, Constraint
 from pasta_ray.engine.commit import StepOutput, accept, allowed, commit
 from pasta_ray.engine.config import EngineConfig
 from pasta_ray.engine.kernels import choose_kernels
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.messages import MAIN_BRANCH, Counters, Sampling
 from pasta_ray.engine.model import DecoderModel
 from pasta_ray.engine.pool import Pool, Tenant
@@ -84,6 +85,11 @@ class Engine:
         return sum(not branch.closed for tenant in self._requests.values() for branch in tenant.branches)
 
     @property
+    def branches(self) -> list[Branch]:
+        """All branches of all requests."""
+        return [branch for tenant in self._requests.values() for branch in tenant.branches]
+
+    @property
     def kv_bytes(self) -> int:
         """Held by all requests; what the prefix cache holds comes on top."""
         return sum(slab.kv_bytes for slab in self._requests)
@@ -126,6 +132,10 @@ class Engine:
         waiting = next((slab for slab in self._requests if not slab.resident), None)
         admits = waiting is not None and (not self.kv_bytes or self.pool.has_room(waiting, self._tenants))
         return admits or bool(self.scheduler.schedule(self._resident_branches))
+
+    def tenant(self, branch: Branch) -> Tenant:
+        """The request of a branch that has not been freed."""
+        return self._requests[branch.slab]
 
     @property
     def _tenants(self) -> list[Tenant]:
@@ -200,6 +210,36 @@ class Engine:
         if children:
             branch.join(children)
 
+    def graft(self, branch: Branch, ids: Sequence[int], positions: Sequence[int], block: KVBlock) -> None:
+        """``branch`` sees ``ids``, whose KV was computed elsewhere, from its next token on: no token that it has now
+        does. They stay a branch of their own, which takes no further part. Raises InputError as :meth:`feed` does."""
+        assert not branch.closed, f"branch {branch.path} is closed"
+        assert block.num_tokens == len(ids) == len(positions), "KV, ids and positions of the same tokens"
+        self._check_ids(ids)
+        slab = branch.slab
+        self.pool.check_fits(slab.num_slots + len(ids), "the request with these tokens")
+        graft = Branch(f"{branch.path}+{slab.num_branches}", slab, slab.add_branch(), closed=True)
+        graft.append_at(ids, positions)
+        tenant = self._requests[slab]
+        tenant.branches.append(graft)
+        tenant.imports[graft] = block
+        branch.join([graft], first=len(branch.tokens))
+
+    def receive(self, branch: Branch, ids: Sequence[int], block: KVBlock | None = None) -> None:
+        """``branch``, which is held, has been decoded elsewhere: ``ids`` came next. With ``block``, the KV of all its
+        tokens but the last, it is released: only that token is fed here."""
+        assert branch.held, f"branch {branch.path} is decoded here"
+        assert not branch.num_fed, f"branch {branch.path} has been fed here"
+        self.feed(branch, ids)
+        if branch.constraint is not None:
+            for token in ids:
+                branch.constraint.advance(token)
+        if block is not None:
+            assert block.num_tokens == len(branch.tokens) - 1, "the last token's KV is computed where it is joined"
+            self._requests[branch.slab].imports[branch] = block
+            self.settle(branch)
+            self.release(branch)
+
     def feed(self, branch: Branch, ids: Sequence[int]) -> None:
         """Append ``ids`` to the branch; they wait for a step. Raises InputError where the request outgrows
         ``max_kv_bytes``."""
@@ -232,12 +272,14 @@ class Engine:
 
     def recall(self, branch: Branch, tokens: Sequence[int], num_drafted: int = 0) -> StepOutput:
         """Give the branch what a step gave it once, here or elsewhere: what was pending counts as fed, the constraint
-        moves on, the last of ``tokens`` is pending. Computes nothing: once all is recalled, :meth:`feed_again`."""
+        moves on, the last of ``tokens`` is pending. Computes nothing, scores neither: once all is recalled,
+        :meth:`feed_again`."""
         assert branch.decoding, f"branch {branch.path} samples nothing"
         self._check_ids(tokens)
         branch.append_draft(tokens[:-1])
         branch.mark_fed(branch.num_pending)
-        return StepOutput(branch, accept(branch, tokens), num_drafted, None)
+        accepted = accept(branch, tokens)
+        return StepOutput(branch, accepted, (None,) * len(accepted), num_drafted, None)
 
     def feed_again(self, branch: Branch) -> None:
         """Everything that the branch's request has been fed waits to be fed again, each token with the sight that it
@@ -254,14 +296,14 @@ class Engine:
         branch.rewind(num_tokens)
 
     def hold(self, branch: Branch) -> None:
-        """Keep the branch's tokens that have never been fed out of every step until :meth:`release`."""
+        """Keep the branch's tokens that have never been fed out of every step until ``release``."""
         branch.held = True
 
     def release(self, branch: Branch) -> None:
         branch.held = False
 
     def settle(self, branch: Branch) -> None:
-        """Sample nothing more for the branch until :meth:`resume`; what is pending is still fed."""
+        """Sample nothing more for the branch until ``resume``; what is pending is still fed."""
         branch.settled = True
 
     def resume(self, branch: Branch) -> None:
@@ -294,6 +336,9 @@ class Engine:
         with torch.inference_mode():
             for tenant in self.pool.make_room(self._tenants):
                 self.prefixes.load(tenant)
+            for tenant in self._tenants:
+                if tenant.imports and tenant.slab.resident:
+                    tenant.load_imports()
             batch = self.scheduler.schedule(self._resident_branches)
             if not batch:
                 return []

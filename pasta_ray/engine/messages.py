@@ -7,21 +7,25 @@ branch's sampling, so a replay gives the same tokens.
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
+from pasta_ray.engine.kv import KVBlock
 from pasta_ray.engine.progress import Progress, Step
 from pasta_ray.errors import InputError
 
 MAIN_BRANCH = "0"
+MAX_LOGPROBS = 20
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a next token is chosen. ``temperature == 0`` is greedy."""
+    """How a next token is chosen. ``temperature == 0`` is greedy. With ``logprobs`` the visible tokens come with their
+    likelihoods, each beside those of so many likeliest ones; that changes no choice."""
 
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature <= 2.0:
@@ -30,6 +34,8 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p}; allowed: above 0, up to 1")
         if not -(2**63) <= self.seed < 2**63:
             raise InputError("seed is beyond 64 bits; allowed: -2**63 to 2**63 - 1")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise InputError(f"logprobs is {self.logprobs}; allowed: 0 to {MAX_LOGPROBS}")
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,9 @@ class Request:
             raise InputError(f"router goes with method 'sot', not with {self.method!r}")
         if not self.constrained and self.method != "pasta":
             raise InputError(f"decoding without the constraint goes with method 'pasta', not with {self.method!r}")
+        if self.sampling.logprobs is not None and (self.method == "sot" or not self.constrained):
+            how = "method 'sot'" if self.method == "sot" else "decoding without the constraint"
+            raise InputError(f"logprobs do not go with {how}, whose text is not all sampled as text")
 
 
 @dataclass(frozen=True)
@@ -88,12 +97,25 @@ class PromiseOpened:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """A token of the text as the bytes that it adds, perhaps half of a character, and its natural log-probability; and
+    the likeliest tokens there, likeliest first. They are the model's own distribution over its whole vocabulary, before
+    temperature, top-p and grammar. Tokens that are no text (tags, ends) are left out of ``likeliest``."""
+
+    token: bytes
+    logprob: float
+    likeliest: tuple[tuple[bytes, float], ...]
+
+
+@dataclass(frozen=True)
 class Delta:
-    """Visible text that a branch has grown by; ``num_tokens`` may be 0 < n with empty text (half of a character)."""
+    """Visible text that a branch has grown by; ``num_tokens`` may be 0 < n with empty text (half of a character).
+    ``likelihoods`` are those of the tokens that make up the text, where the request asks for them."""
 
     branch: str
     text: str
     num_tokens: int
+    likelihoods: tuple[Likelihood, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,7 +207,70 @@ class Finished:
     report: Report
 
 
-Event = PromiseOpened | Delta | BranchClosed | Synced | Finished
+@dataclass(frozen=True)
+class BodyPlan:
+    """What decides where a body is decoded: its length as predicted, and what it sees, in tokens: of the prompt, and of
+    what came behind that."""
+
+    request_id: str
+    path: str
+    model: str
+    tokens_predicted: int
+    num_prompt: int
+    num_behind: int
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """All that a body sees when it is forked. The prompt's KV is found by its ids; behind it come ``ids`` at
+    ``positions`` with their KV: main tokens, and bodies joined by then. The main branch's last token has none yet."""
+
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    block: KVBlock
+    last_id: int
+    last_position: int
+
+
+@dataclass(frozen=True, eq=False)
+class BodyRequest:
+    """A body to decode away from its home: ``forced`` first, at most ``budget`` tokens. Its path and sampling seed its
+    tokens, so that they are what they would be anywhere."""
+
+    request_id: str
+    path: str
+    model: str
+    context: Context
+    forced: tuple[int, ...]
+    budget: int
+    sampling: Sampling
+    trace: str = ""
+
+    @property
+    def id(self) -> str:
+        return f"{self.request_id}/{self.path}"
+
+    @property
+    def max_slots(self) -> int:
+        """The most KV slots that it can come to need."""
+        return len(self.context.prompt_ids) + len(self.context.ids) + 1 + self.budget
+
+
+@dataclass(frozen=True, eq=False)
+class BodyNews:
+    """What a body decoded away from its home has grown by. With its last token comes the KV of all before it."""
+
+    tokens: tuple[int, ...]
+    block: KVBlock | None = None
+
+
+Event = PromiseOpened | Delta | BranchClosed | Synced | Finished | BodyNews
+
+
+def is_last(event: Event) -> bool:
+    """Whether no event of the same request follows."""
+    return isinstance(event, Finished) or (isinstance(event, BodyNews) and event.block is not None)
 
 
 @dataclass(frozen=True)

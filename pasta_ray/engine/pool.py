@@ -1,11 +1,13 @@
 """Who holds KV: requests share a bounded number of bytes, first come first served, and the youngest gives way."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from pasta_ray.engine.branch import Branch
+from pasta_ray.engine.kv import KVBlock
+from pasta_ray.engine.moving import put_kv
 from pasta_ray.engine.slab import KVShape, Slab
 from pasta_ray.errors import InputError
 
@@ -15,18 +17,27 @@ ROUNDING = 64  # a first allocation is a multiple of this many slots where there
 @dataclass(eq=False)
 class Tenant:
     """One request as the pool sees it: its slab, its branches with the main one first, and how many tokens of that
-    one are the prompt."""
+    one are the prompt. ``imports`` are KV that was computed elsewhere, for the first tokens of their branches; it is
+    kept, since it comes back into the slab after a preemption as it did the first time."""
 
     slab: Slab
     branches: list[Branch]
     num_prompt: int
+    imports: dict[Branch, KVBlock] = field(default_factory=dict)
 
     @property
     def main(self) -> Branch:
         return self.branches[0]
 
+    def load_imports(self) -> None:
+        """Put into a resident slab what has been imported and is not there."""
+        for branch, block in self.imports.items():
+            if branch.num_fed == 0:
+                put_kv(self.slab, branch.slots[: block.num_tokens], block)
+                branch.mark_fed(block.num_tokens)
+
     def preempt(self) -> None:
-        """Drop all KV; every token waits to be fed again."""
+        """Drop all KV; every token waits to be fed again, or imported."""
         self.slab.release()
         for branch in self.branches:
             branch.preempt()

@@ -52,13 +52,14 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.num_bytes = 0
-        self._root = Node()
+        self.version = 0  # another one whenever something has come or gone
+        self.root = Node()
         self._clock = 0
 
     @property
     def num_pins(self) -> int:
         """Leases that have not been released."""
-        return self._root.num_pins + sum(node.num_pins for node in self._nodes())
+        return self.root.num_pins + sum(node.num_pins for node in self._nodes())
 
     def match(self, ids: Sequence[int]) -> Lease:
         """The longest prefix of ``ids`` that is there, pinned."""
@@ -71,44 +72,45 @@ class PrefixCache:
         assert lease.node.num_pins > 0, "a lease is released once"
         lease.node.num_pins -= 1
 
-    def insert(self, ids: Sequence[int], keys: KV, values: KV) -> None:
-        """Keep a copy of the KV of ``ids``, [H, len(ids), D] a layer: of what is not there, the start that room can be
-        made for."""
+    def insert(self, ids: Sequence[int], keys: KV, values: KV, first: int = 0) -> None:
+        """Keep a copy of the KV of ``ids[first:]``, [H, len(ids) - first, D] a layer: of what is not there, the start
+        that room can be made for. Nothing where the tokens before ``first`` are not there."""
         node, start = self._walk(ids)
-        if start == len(ids):
+        if not first <= start < len(ids):
             return
-        token_bytes = sum(tensor.nbytes for tensor in (*keys, *values)) // len(ids)
+        token_bytes = sum(tensor.nbytes for tensor in (*keys, *values)) // (len(ids) - first)
         wanted = min(len(ids) - start, self.max_bytes // token_bytes)
         node.num_pins += 1  # what is being extended must not go to make room
         self._make_room(wanted * token_bytes)
         node.num_pins -= 1
         stop = start + min(wanted, (self.max_bytes - self.num_bytes) // token_bytes)
         if stop > start:
-            part = slice(start, stop)
-            leaf = Node(tuple(ids[part]), _copy(keys, part), _copy(values, part), node, last_used=self._clock)
+            part = slice(start - first, stop - first)
+            leaf = Node(tuple(ids[start:stop]), _copy(keys, part), _copy(values, part), node, last_used=self._clock)
             node.children[ids[start]] = leaf
             self.num_bytes += leaf.num_bytes
+            self.version += 1
 
     def check_integrity(self) -> None:
         """Raises AssertionError where the tree, its bytes or its order of use are wrong."""
         nodes = list(self._nodes())
         assert self.num_bytes == sum(node.num_bytes for node in nodes), "the bytes do not add up"
         assert self.num_bytes <= self.max_bytes, f"{self.num_bytes} bytes of {self.max_bytes}"
-        assert self._root.num_pins >= 0
+        assert self.root.num_pins >= 0
         for node in nodes:
             assert node.ids, "an empty node"
             assert all(tensor.shape[1] == len(node.ids) for tensor in (*node.keys, *node.values))
             assert node.num_pins >= 0
             assert node.parent is not None
             assert node.parent.children[node.ids[0]] is node, "a node that its parent does not know"
-            assert node.parent is self._root or node.parent.last_used >= node.last_used, "used later than its parent"
+            assert node.parent is self.root or node.parent.last_used >= node.last_used, "used later than its parent"
             assert node.last_used <= self._clock
 
     def _walk(self, ids: Sequence[int]) -> tuple[Node, int]:
         """The node that ends the longest cached prefix of ``ids``, and its length; marks the path as used, and splits
         a node that agrees in part."""
         self._clock += 1
-        node, length = self._root, 0
+        node, length = self.root, 0
         while length < len(ids) and (child := node.children.get(ids[length])):
             same = _num_same(child.ids, ids[length : length + len(child.ids)])
             node = child if same == len(child.ids) else self._split(child, same)
@@ -138,10 +140,11 @@ class PrefixCache:
             assert oldest.parent is not None
             del oldest.parent.children[oldest.ids[0]]
             self.num_bytes -= oldest.num_bytes
+            self.version += 1
 
     def _nodes(self) -> Iterator[Node]:
         """All but the root."""
-        stack = list(self._root.children.values())
+        stack = list(self.root.children.values())
         while stack:
             node = stack.pop()
             yield node

@@ -51,7 +51,7 @@ class Runner:
 
     def _visible(self, feeds: RequestFeeds) -> npt.NDArray[np.bool_]:
         """Bool [T, S]: each token sees its branch's row without the tokens that come later in the branch, and without
-        what a join has brought since the token was first fed."""
+        what a join brings to the tokens behind it."""
         slab = feeds[0].branch.slab
         rows = np.repeat([feed.branch.row for feed in feeds], [feed.num_tokens for feed in feeds])
         visible_TS = slab.visible_BS[rows, : slab.end]
@@ -61,9 +61,9 @@ class Runner:
             if feed.branch.num_pending > 1:
                 own = feed.slots + feed.unfed_slots
                 visible_TS[start:stop, own] = np.tri(feed.num_tokens, len(own), dtype=np.bool_)
-            if feed.branch.num_fed < feed.branch.num_computed:
-                for first, slots in feed.branch.joins:
-                    visible_TS[start : min(stop, start + max(0, first - feed.branch.num_fed)), slots] = False
+            for first, slots in feed.branch.joins:
+                if first > feed.branch.num_fed:
+                    visible_TS[start : min(stop, start + first - feed.branch.num_fed), slots] = False
             start = stop
         num_seen = int(np.flatnonzero(visible_TS.any(axis=0))[-1]) + 1
         return visible_TS[:, :num_seen]

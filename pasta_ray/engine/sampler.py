@@ -25,6 +25,14 @@ class SampleRow:
     mask_row: int | None
 
 
+@dataclass(frozen=True)
+class Scores:
+    """The log-probability of a sampled token, and the ids likeliest in its place with theirs, likeliest first."""
+
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
+
+
 def uniform(seed: int, path: str, index: int) -> float:
     """A fraction in [0, 1) of 53 bits, a function of its arguments alone: a replay draws the same."""
     digest = blake2b(f"{seed}|{path}|{index}".encode(), digest_size=8).digest()
@@ -48,6 +56,20 @@ def sample(logits_RV: torch.Tensor, rows: Sequence[SampleRow], masks: torch.Tens
             for (_, i), token in zip(drawn, new_tokens, strict=True):
                 tokens[i] = token
     return tokens
+
+
+def score(logits_RV: torch.Tensor, tokens: Sequence[int], num_likeliest: int) -> list[Scores]:
+    """Of each row's token, by the logits as they are: before temperature, top-p and mask."""
+    logits_RV = logits_RV.float()
+    total_R1 = logits_RV.logsumexp(dim=-1, keepdim=True)
+    token_R1 = torch.tensor(tokens, device=logits_RV.device)[:, None]
+    logprobs = (logits_RV.gather(1, token_R1) - total_R1).squeeze(1).tolist()
+    values_RK, ids_RK = logits_RV.topk(min(num_likeliest, logits_RV.shape[-1]))
+    likeliest = zip(ids_RK.tolist(), (values_RK - total_R1).tolist(), strict=True)
+    return [
+        Scores(logprob, tuple(zip(ids, values, strict=True)))
+        for logprob, (ids, values) in zip(logprobs, likeliest, strict=True)
+    ]
 
 
 def _likeliest(logits_RV: torch.Tensor) -> list[int]:

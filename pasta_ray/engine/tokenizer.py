@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import AddedToken, AutoConfig, AutoTokenizer, GenerationConfig
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from pasta_ray.errors import InputError, ModelError
 from pasta_ray.lang.apar import CONTROL_NAMES
@@ -15,8 +16,13 @@ from pasta_ray.lang.tags import TAG_NAMES, TokenMap
 
 Message = Mapping[str, str]
 
+_REPLACEMENT = "\ufffd"
 # Two private-use characters around a number stand for a special token's name in a message while its chat is rendered.
 _OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+_BYTES = {
+    letter: byte for byte, letter in cast(Any, bytes_to_unicode)().items()
+}  # as byte-level vocabularies spell them
+_BYTE_TOKEN = re.compile("<0x([0-9A-F]{2})>")  # as vocabularies with a fallback to bytes do
 _SENTINEL = re.compile(f"{_OPEN}([0-9]+){_CLOSE}")
 
 
@@ -29,6 +35,7 @@ class Tokenizer:
         self.tags = tags
         self.stop_ids = stop_ids
         self._texts: dict[int, str] = {}  # of single tokens, which every step asks for
+        self._token_bytes: dict[int, bytes] = {}
         known = {token.content: token for token in backend.added_tokens_decoder.values()}
         plain = [name for name in (*TAG_NAMES, *CONTROL_NAMES) if name in known and not known[name].special]
         if plain:
@@ -81,6 +88,23 @@ class Tokenizer:
     def token_text(self, id_: int) -> str:
         """One token as text: a tag's or special token's name, or what it adds to an answer."""
         return self._tag_names.get(id_) or self._special_ids.get(id_) or self.decode([id_])
+
+    def token_bytes(self, id_: int) -> bytes:
+        """What the token adds to a text that has begun, in UTF-8, perhaps half of a character; of a special token or a
+        tag, nothing."""
+        if id_ not in self._token_bytes:
+            self._token_bytes[id_] = b"" if self.is_special(id_) else self._bytes(id_)
+        return self._token_bytes[id_]
+
+    def _bytes(self, id_: int) -> bytes:
+        before = self.encode("a")
+        text = self._decode([*before, id_]).removeprefix(self._decode(before))
+        if _REPLACEMENT not in text:
+            return text.encode()
+        name = cast(str, self._backend.convert_ids_to_tokens(id_))
+        if match := _BYTE_TOKEN.fullmatch(name):
+            return bytes.fromhex(match.group(1))
+        return bytes(_BYTES[letter] for letter in name) if _BYTES.keys() >= set(name) else text.encode()
 
     def is_special(self, id_: int) -> bool:
         """Whether the token has no text of its own: special tokens and tags."""

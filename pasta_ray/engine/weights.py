@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -57,9 +58,16 @@ class Checkpoint:
         """Hex sha256 of config, numerics and every weight file's bytes."""
         digest = hashlib.sha256(f"{numerics}\n{self.config.to_json_string()}\n{self.tags}".encode())
         for path in self.files:
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+            digest.update(_file_digest(path, path.stat().st_mtime_ns))
         return digest.hexdigest()
+
+
+@cache
+def _file_digest(path: Path, modified_ns: int) -> bytes:
+    """Of a file's bytes; several adapters of one model read its weights once."""
+    del modified_ns
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def load_checkpoint(config: EngineConfig) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
-from pasta_ray.eval.figures import EvalReport, Interval, Percentiles, Preference, Speed, SystemReport
+from pasta_ray.eval.figures import EvalReport, Interval, LoadPoint, Percentiles, Preference, Speed, SystemReport
 from pasta_ray.eval.published import PUBLISHED
 
 VIEWS = ("all", "clean")
@@ -187,12 +187,13 @@ def _load(report: EvalReport) -> Iterator[str]:
     levels = sorted({point.concurrency for point in report.load})
     found = {(point.system, point.concurrency): point for point in report.load}
     names = [name for name in report.systems if any(point.system == name for point in report.load)]
-    for title, cell in (
+    cells: Sequence[tuple[str, Callable[[LoadPoint], str]]] = (
         ("tokens/s", lambda point: number(point.tokens_per_s, 0)),
         ("p50 s", lambda point: number(point.latency_s.p50, 2)),
         ("p90 s", lambda point: number(point.latency_s.p90, 2)),
         ("first text p50 s", lambda point: number(point.ttft_s.p50, 2)),
-    ):
+    )
+    for title, cell in cells:
         rows = [
             [name, *(cell(found[name, level]) if (name, level) in found else NONE for level in levels)]
             for name in names

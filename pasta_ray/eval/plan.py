@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pasta_ray.engine.config import DEFAULT_MODEL, DraftConfig, EngineConfig
-from pasta_ray.engine.methods import METHODS
+from pasta_ray.engine.methods import find_methods
 from pasta_ray.errors import InputError
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9 ._+λ=-]*"  # "#" separates the parts of an answer's id
@@ -54,8 +54,8 @@ class System(BaseModel):
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
-        if value not in METHODS:
-            raise ValueError(f"is {value!r}; allowed: {', '.join(METHODS)}")
+        if value not in find_methods():
+            raise ValueError(f"is {value!r}; allowed: {', '.join(find_methods())}")
         return value
 
 

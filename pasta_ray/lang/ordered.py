@@ -1,8 +1,11 @@
 """Text in document order from branches that grow at the same time: the first open body streams, the rest waits."""
 
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 from pasta_ray.errors import PastaError
+
+T = TypeVar("T")
 
 
 class UnknownBranchError(PastaError):
@@ -10,57 +13,60 @@ class UnknownBranchError(PastaError):
 
 
 @dataclass(eq=False)
-class _Segment:
-    """A stretch of one branch's text between two of the main branch's promises."""
+class _Segment(Generic[T]):
+    """A stretch of one branch between two of its promises."""
 
     branch: str
-    pending: list[str] = field(default_factory=list)
+    pending: list[T] = field(default_factory=list)
     closed: bool = False
 
 
-class OrderedText:
-    """Segments in document order; everything before ``_shown`` has been given out completely."""
+class Ordered(Generic[T]):
+    """Pieces of an answer, whatever they are. Segments are in document order; everything before ``_shown`` has been
+    given out completely."""
 
     def __init__(self, main: str = "0") -> None:
-        self._segments = [_Segment(main)]
-        self._growing = {main: self._segments[0]}
+        first: _Segment[T] = _Segment(main)
+        self._segments = [first]
+        self._growing = {main: first}
         self._shown = 0
 
     def promise(self, branch: str, parent: str) -> None:
-        """``parent`` has promised ``branch``: the parent's later text stands behind the body's."""
+        """``parent`` has promised ``branch``: the parent's later pieces stand behind the body's."""
         before = self._open(parent)
-        body, after = _Segment(branch), _Segment(parent)
+        body: _Segment[T] = _Segment(branch)
+        after: _Segment[T] = _Segment(parent)
         before.closed = True
         at = self._segments.index(before) + 1
         self._segments[at:at] = [body, after]
         self._growing |= {branch: body, parent: after}
 
-    def delta(self, branch: str, text: str) -> str:
+    def delta(self, branch: str, piece: T) -> list[T]:
         """Add to a branch; returns what may be shown now."""
-        self._open(branch).pending.append(text)
+        self._open(branch).pending.append(piece)
         return self._advance()
 
-    def close(self, branch: str) -> str:
+    def close(self, branch: str) -> list[T]:
         """A branch has ended; returns what may be shown now."""
         self._open(branch).closed = True
         del self._growing[branch]
         return self._advance()
 
-    def finish(self) -> str:
+    def finish(self) -> list[T]:
         """The answer has ended: everything that is left."""
         for segment in self._segments:
             segment.closed = True
         self._growing.clear()
         return self._advance()
 
-    def _open(self, branch: str) -> _Segment:
+    def _open(self, branch: str) -> _Segment[T]:
         try:
             return self._growing[branch]
         except KeyError:
             raise UnknownBranchError(f"branch {branch!r} is not open; open: {sorted(self._growing)}") from None
 
-    def _advance(self) -> str:
-        ready: list[str] = []
+    def _advance(self) -> list[T]:
+        ready: list[T] = []
         while self._shown < len(self._segments):
             segment = self._segments[self._shown]
             ready += segment.pending
@@ -68,4 +74,23 @@ class OrderedText:
             if not segment.closed:
                 break
             self._shown += 1
-        return "".join(ready)
+        return ready
+
+
+class OrderedText:
+    """`Ordered` pieces of text, joined."""
+
+    def __init__(self, main: str = "0") -> None:
+        self._ordered: Ordered[str] = Ordered(main)
+
+    def promise(self, branch: str, parent: str) -> None:
+        self._ordered.promise(branch, parent)
+
+    def delta(self, branch: str, text: str) -> str:
+        return "".join(self._ordered.delta(branch, text))
+
+    def close(self, branch: str) -> str:
+        return "".join(self._ordered.close(branch))
+
+    def finish(self) -> str:
+        return "".join(self._ordered.finish())

@@ -32,7 +32,9 @@ def build_app(args: ServeConfig) -> serve.Application:
     models = read_models(args)
     engines = args.engine_configs()
     draft = args.draft_config()
-    make_decoder = LoadModels({name: LoadDecoder(engine, draft) for name, engine in engines.items()})
+    make_decoder = LoadModels(
+        {name: LoadDecoder(engine, draft, timed=True, shares=args.replicas > 1) for name, engine in engines.items()}
+    )
     tokenizer = LoadTokenizer(next(iter(engines.values())))  # of any: they differ in tags, which no client can write
     return make_app(args, models, make_decoder, tokenizer, read_keys(args.api_keys_file, os.environ))
 
@@ -52,6 +54,7 @@ def make_app(
         gpus_per_replica=config.gpus_per_replica,
         max_ongoing=config.max_ongoing_requests,
         max_queued=config.max_queued_requests,
+        placement=config.placement,
         log=config.log,
     )
     admitted = config.max_ongoing_requests + config.max_queued_requests + PROXY_HEADROOM

@@ -84,6 +84,10 @@ class ServeConfig(BaseModel):
     )
     cpus_per_replica: float = Field(default=1.0, ge=0, description="what Ray reserves")
     gpus_per_replica: float = Field(default=0.0, ge=0, description="what Ray reserves")
+    placement: Literal["auto", "local", "remote"] = Field(
+        default="auto",
+        description="of promised bodies: auto is the replica that finishes one first, local always its request's own",
+    )
     num_ingress: int = Field(default=1, ge=1, le=256, description="HTTP workers")
 
     max_ongoing_requests: int = Field(default=64, ge=1, description="decoded at the same time")

@@ -94,8 +94,11 @@ def add_error_handlers(app: FastAPI) -> None:
         return JSONResponse(error_body(error), error.http_status, error_headers(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         message, param = _explain(error.errors()[0])
+        if isinstance(error.body, bytes):  # which FastAPI has not even tried to read
+            kind = request.headers.get("content-type")
+            message, param = f"Content-Type is {kind!r}; allowed: application/json", None
         return JSONResponse(_body(message, 400, param), 400)
 
     @app.exception_handler(HTTPException)

@@ -1,15 +1,19 @@
 """The request bodies of the OpenAI API, as far as they are served. What is not served is refused by name.
 
-Fields that change nothing at their neutral value (``presence_penalty: 0``, ``logprobs: false``, ``store: false``) are
-accepted at that value, because clients send them; docs/http.md has them all.
+Fields that change nothing at their neutral value (``presence_penalty: 0``, ``store: false``) are accepted at it,
+because clients send them; docs/http.md has them all.
 """
 
+import reprlib
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+
+from pasta_ray.engine.messages import MAX_LOGPROBS
 
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
+MAX_COMPLETION_LOGPROBS = 5
 
 
 def _refuse(value: object) -> None:
@@ -18,8 +22,20 @@ def _refuse(value: object) -> None:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # plain repr recurses into whatever a client has nested
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _several(value: object) -> object:
+    if isinstance(value, str):
+        return [value]
+    if value is not None and not isinstance(value, list):
+        raise ValueError(f"is {_short(value)}; allowed: a string, or a list")
+    return value
+
+
+def _one_or_several(one: dict[str, Any], several: dict[str, Any], **bounds: int) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [one, {"type": "array", "items": several, **bounds}]})
 
 
 Unsupported = Annotated[None, BeforeValidator(_refuse)]
@@ -27,7 +43,9 @@ Unsupported = Annotated[None, BeforeValidator(_refuse)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    """Types as JSON has them: ``"1"`` is no number, and ``1`` no boolean."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class TextPart(Body):
@@ -35,11 +53,23 @@ class TextPart(Body):
     text: str
 
 
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return [TextPart(type="text", text=value)]
+    if not isinstance(value, list):
+        raise ValueError(f"is {_short(value)}; allowed: a string, or a list of parts of type text")
+    return value
+
+
 class Message(Body):
     """One turn of the conversation. The fields of an answer that hold nothing here may be sent back as null."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_parts),
+        _one_or_several({"type": "string"}, TextPart.model_json_schema()),
+    ]
     refusal: None = None
     annotations: list[Any] | None = Field(default=None, max_length=0)
     audio: None = None
@@ -48,7 +78,7 @@ class Message(Body):
 
     def plain(self) -> dict[str, str]:
         """Role and text as the chat template takes them; a developer's message is a system message."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        content = "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": content}
 
 
@@ -61,7 +91,8 @@ class PastaOptions(Body):
     """This service's own options."""
 
     method: str | None = Field(
-        default=None, description="sequential, pasta, sot or apar; the default depends on the model"
+        default=None,
+        description="sequential, pasta, speculative, pasta+speculative, sot or apar; the default depends on the model",
     )
     max_branches: int | None = Field(default=None, ge=1, description="bodies decoded at the same time, at most")
     router: bool = Field(default=False, description="sot: ask the model first whether the question suits it")
@@ -70,6 +101,16 @@ class PastaOptions(Body):
 
 class ResponseFormat(Body):
     type: Literal["text"]
+
+
+_STOP = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]],
+    Field(max_length=MAX_STOPS),
+    BeforeValidator(_several),
+    _one_or_several(_STOP, _STOP, maxItems=MAX_STOPS),
+]
+Zero = Annotated[float | None, WithJsonSchema({"enum": [0, None]})]
 
 
 class Generation(Body):
@@ -93,15 +134,17 @@ class Generation(Body):
         description="when absent, every answer at a temperature above 0 is another; choice i is sampled with seed + i",
     )
     n: int | None = Field(default=None, ge=1, description="answers to each prompt")
-    stop: list[Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARACTERS)]] | None = Field(
-        default=None, max_length=MAX_STOPS, description="a string or several: the answer ends before the first of them"
+    stop: Stops | None = Field(
+        default=None, description="a string or several: the answer ends before the first of them"
     )
     user: str | None = Field(default=None, max_length=256, description="stands in the log beside the answer")
     pasta: PastaOptions = PastaOptions()
 
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    presence_penalty: Zero = None
+    frequency_penalty: Zero = None
+    logit_bias: Annotated[dict[str, float] | None, WithJsonSchema({"type": ["object", "null"], "maxProperties": 0})] = (
+        None
+    )
 
     @field_validator("stream_options")
     @classmethod
@@ -109,11 +152,6 @@ class Generation(Body):
         if value is not None and not info.data.get("stream"):
             raise ValueError("is there without stream: true; allowed: with it")
         return value
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _several(cls, value: object) -> object:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("presence_penalty", "frequency_penalty", "logit_bias")
     @classmethod
@@ -125,6 +163,11 @@ class Generation(Body):
     @property
     def wanted_tokens(self) -> int | None:
         return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens to give in each one's place; None without log-probabilities."""
+        return None
 
     @property
     def caller(self) -> str | None:
@@ -145,7 +188,10 @@ class ChatBody(Generation):
     )
     safety_identifier: str | None = Field(default=None, max_length=128, description="the newer name of user")
 
-    logprobs: Literal[False] | None = Field(default=None, description="likelihoods of tokens are not served")
+    logprobs: bool | None = Field(default=None, description="the log-probability of each token of the text")
+    top_logprobs: int | None = Field(
+        default=None, ge=0, le=MAX_LOGPROBS, description="so many of the likeliest tokens in each one's place"
+    )
     metadata: dict[str, str] | None = Field(default=None, max_length=0)
     modalities: list[Literal["text"]] | None = None
     reasoning_effort: Literal["none"] | None = None
@@ -158,7 +204,17 @@ class ChatBody(Generation):
     prediction: Unsupported = None
     prompt_cache_key: Unsupported = None
     prompt_cache_retention: Unsupported = None
-    top_logprobs: Unsupported = None
+
+    @field_validator("top_logprobs")
+    @classmethod
+    def _with_logprobs(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("logprobs"):
+            raise ValueError(f"is {value} without logprobs: true; allowed: with it")
+        return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs or 0 if self.logprobs else None
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -169,23 +225,45 @@ class ChatBody(Generation):
         return self.safety_identifier or self.user
 
 
+def _texts(value: object) -> object:
+    if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
+        raise ValueError("token ids are not supported, since they could be tags; allowed: text")
+    return _several(value)
+
+
+_PROMPT = {"type": "string", "minLength": 1}
+Prompts = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(min_length=1),
+    BeforeValidator(_texts),
+    _one_or_several(_PROMPT, _PROMPT, minItems=1),
+]
+
+
 class CompletionBody(Generation):
     """POST /v1/completions: the prompt is continued as it is, without a chat template."""
 
-    prompt: list[Annotated[str, Field(min_length=1)]] = Field(min_length=1, description="a text, or several")
+    prompt: Prompts = Field(description="a text, or several")
     echo: bool | None = Field(default=None, description="begin the answer with the prompt")
     best_of: int | None = Field(default=None, description="n, or 1 where there is no n")
-    logprobs: Unsupported = None
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_COMPLETION_LOGPROBS,
+        description="each token's log-probability, and the likeliest ones'",
+    )
     suffix: Unsupported = None
 
-    @field_validator("prompt", mode="before")
+    @field_validator("logprobs")
     @classmethod
-    def _texts(cls, value: object) -> object:
-        if isinstance(value, str):
-            return [value]
-        if isinstance(value, list) and any(isinstance(item, int | list) for item in value):
-            raise ValueError("token ids are not supported, since they could be tags; allowed: text")
+    def _of_the_answer(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("echo"):
+            raise ValueError("goes without echo: a prompt's log-probabilities are not computed")
         return value
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     @field_validator("best_of")
     @classmethod

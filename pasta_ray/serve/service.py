@@ -12,7 +12,7 @@ from typing import Protocol
 from pasta_ray.actors.loading import TokenizerLike
 from pasta_ray.actors.messages import ClusterHealth
 from pasta_ray.engine.messages import Event, Events, Report, Request, Sampling
-from pasta_ray.engine.reading import Reader
+from pasta_ray.engine.reading import Reader, ReadToken
 from pasta_ray.errors import ReplicaError
 from pasta_ray.logs import fields
 from pasta_ray.serve.config import ServeConfig
@@ -35,12 +35,22 @@ class Backend(Protocol):
 
 @dataclass(frozen=True)
 class News:
-    """What one message brought of a choice: the text that is readable by now, the events, and at its end the report."""
+    """What one message brought of a choice: the text that is readable by now, the events, its tokens where their
+    log-probabilities are asked for, and at its end the report."""
 
     choice: int
     text: str
     events: tuple[Event, ...]
     report: Report | None = None
+    tokens: tuple[ReadToken, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One choice, whole. ``tokens`` are there where their log-probabilities are asked for."""
+
+    report: Report
+    tokens: tuple[ReadToken, ...] = ()
 
 
 class Service:
@@ -83,14 +93,16 @@ class Service:
             raise NotReadyError(f"no replica is ready: {health}", "failed" if health.failed else "starting")
         return health
 
-    async def answer(self, requests: Sequence[Request], caller: str | None = None) -> list[Report]:
-        """The whole answer, one report a choice."""
-        reports: dict[int, Report] = {}
+    async def answer(self, requests: Sequence[Request], caller: str | None = None) -> list[Answer]:
+        """The whole answer, choice by choice."""
+        answers: dict[int, Answer] = {}
+        tokens: dict[int, list[ReadToken]] = {choice: [] for choice in range(len(requests))}
         async with aclosing(self.stream(requests, caller)) as stream:
             async for news in stream:
+                tokens[news.choice] += news.tokens
                 if news.report is not None:
-                    reports[news.choice] = news.report
-        return [reports[choice] for choice in range(len(requests))]
+                    answers[news.choice] = Answer(news.report, tuple(tokens[news.choice]))
+        return [answers[choice] for choice in range(len(requests))]
 
     async def stream(self, requests: Sequence[Request], caller: str | None = None) -> AsyncGenerator[News, None]:
         """All choices' news as they come: text in document order as it becomes readable, last of each its report."""
@@ -138,7 +150,7 @@ class Service:
                 except StopAsyncIteration:
                     raise ReplicaError("the answer ended before its report") from None
                 text = reader.read(message)
-                yield News(choice, text, message.events, reader.report)
+                yield News(choice, text, message.events, reader.report, reader.take_tokens())
 
     def _choices(self, kind: str, body: Generation, prompts: Sequence[Request]) -> list[Request]:
         """Each prompt ``n`` times. A choice alone can be had again: with its own number added to the seed."""
@@ -190,6 +202,7 @@ class Service:
                 temperature=body.temperature or 0.0,
                 top_p=1.0 if body.top_p is None else body.top_p,
                 seed=secrets.randbits(31) if body.seed is None else body.seed,
+                logprobs=body.num_logprobs,
             ),
         )
 

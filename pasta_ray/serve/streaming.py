@@ -35,8 +35,8 @@ class Chunks:
     def of(self, news: News) -> Iterator[dict[str, Any]]:
         """What one message of a choice brings: readable text, events, its end."""
         events = [event_body(event) for event in news.events if self.with_events and not isinstance(event, Finished)]
-        if news.text or events:
-            piece = self.shape.piece(news.choice, news.text)
+        if news.text or news.tokens or events:
+            piece = self.shape.piece(news.choice, news.text, news.tokens)
             yield self._marked(piece | ({"pasta": {"events": events}} if self.with_events else {}))
         if news.report is not None:
             self._reports[news.choice] = news.report

@@ -162,7 +162,7 @@ def load_config(kind: type[Config], path: Path | None, settings: Sequence[str]) 
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path or settings}: {error}") from error
     except ValidationError as error:
-        raise InputError(f"{path or '--set'}: {explain(error)}") from error
+        raise InputError(f"{path}: {explain(error)}" if path else explain(error)) from error
 
 
 def _set(values: dict[str, Any], path: Sequence[str], value: Any, setting: str) -> None:

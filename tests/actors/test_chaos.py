@@ -109,7 +109,7 @@ def spec(make_decoder: DecoderFactory) -> ClusterSpec:
 
 def test_answers_survive_the_death_of_any_process() -> None:
     """Guards the whole way from engine to reader; with a decoder without a model, whose steps take their time."""
-    words = " ".join(f"w{number}" for number in range(120))
+    words = " ".join(f"w{number}" for number in range(70))
     requests = [ask(f"fork {words} fork end {number}", f"id{number}", max_tokens=400) for number in range(10)]
     make_decoder = MakeFakeDecoder(step_s=0.03)
     cluster = Cluster.start(spec(make_decoder))

@@ -68,7 +68,8 @@ async def pid(actor: Any) -> int:
 
 def replica_names(cluster: Cluster) -> list[str]:
     named = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
-    return sorted(name for name in named if name.startswith(cluster._find()._actor_id.hex()))
+    own = [name for name in named if name.startswith(cluster._find()._actor_id.hex())]
+    return sorted(name for name in own if not name.endswith(" directory"))
 
 
 async def pids(cluster: Cluster) -> list[int]:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import Any
 
-from pasta_ray.actors.messages import CoordinatorStats, ReplicaStats
+from pasta_ray.actors.messages import CoordinatorStats, ReplicaStats, SharingStats
 from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, REPLICA_METRICS, Answer, Metric, Publisher
 from pasta_ray.engine.messages import BranchReport, Counters, Parallel, Report, Timing, Usage
 
@@ -88,10 +88,11 @@ def test_totals_become_increases_and_a_new_process_begins_anew() -> None:
 def test_every_fact_of_the_statistics_is_published() -> None:
     """Guards a field that is counted and shown nowhere."""
     counters = Counters(*range(101, 101 + len(Counters.__dataclass_fields__)))
-    replica = ReplicaStats("r0", 1, 2, 3, 4, counters, 4.5, 0.25)
+    sharing = SharingStats(*range(201, 201 + len(SharingStats.__dataclass_fields__)))
+    replica = ReplicaStats("r0", 1, 2, 3, 4, counters, 4.5, 0.25, sharing)
     recorded = Recorded()
     Publisher(REPLICA_METRICS, ("replica",), recorded.make).publish(replica, replica="r0")
-    facts = [v for v in {**vars(replica), **vars(counters)}.values() if isinstance(v, int | float)]
+    facts = [v for v in {**vars(replica), **vars(counters), **vars(sharing)}.values() if isinstance(v, int | float)]
     assert sorted(facts) == sorted(value for values in recorded.told.values() for value in values)
     load = CoordinatorStats(*range(1, 1 + len(CoordinatorStats.__dataclass_fields__)))
     recorded = Recorded()

@@ -10,6 +10,7 @@ import pytest
 from pasta_ray.cli import main
 from pasta_ray.eval.bench import machine
 from tests.engine.conftest import save_model
+from tests.engine.test_methods import make_decoder
 
 TINY = {
     "step": ("--context", "20", "--rows", "1", "--rows", "3", "--requests", "2", "--reps", "2"),
@@ -127,3 +128,21 @@ def test_bad_options_are_refused(
     error = " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_farming_is_measured_against_staying(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards the comparison: the same answers by all policies, no body leaves by one and all by another."""
+    monkeypatch.setattr(machine, "buffer_bytes", lambda: 2**20)
+    make_decoder(tmp_path)
+    options = ("--adapter", "none", "--reps", "1", "--max-tokens", "60", "--threads", "1", "--json")
+    with pytest.raises(SystemExit) as ended:
+        main(["bench", "farm", "--model", str(tmp_path), *options])
+    assert not ended.value.code
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    sent = {policy: figures[f"{policy}: bodies sent away"]["median"] for policy in ("local", "auto", "remote")}
+    assert (sent["local"], sent["remote"]) == (0, 1)
+    assert 0 <= sent["auto"] <= 1

@@ -1,6 +1,7 @@
 """`eval run` over a small random model: from a YAML file to a report, whatever is interrupted."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,3 +89,12 @@ def test_mistakes_are_named_before_anything_is_loaded(tmp_path: Path, capsys: py
     assert "'magic' is unknown; allowed: sequential" in capsys.readouterr().err
     assert run("run", "--out", out, "--set", "wrong=1") == 2
     assert "prompts: Field required" in capsys.readouterr().err
+
+
+def test_what_the_pictures_need_is_missed_before_the_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards hours of answers whose report then fails at an import."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert run("run", "--prompts", tmp_path / "none.jsonl", "--out", tmp_path / "out") == 2
+    assert "pip install 'pasta-ray[eval]'" in capsys.readouterr().err

@@ -20,7 +20,7 @@ VOCAB = 320
 
 
 def make_decoder(folder: Path, positions: PositionStrategy = PRED_10X, **settings: int) -> Decoder:
-    """A decoder over a random model whose vocabulary is narrowed to a few letters, so that tags are common."""
+    """A decoder over a random model that writes tags often."""
     save_tokenizer(save_model(folder, vocab_size=VOCAB, initializer_range=0.1))
     TagMap.after(VOCAB - 6, positions).save(folder)
     return load_narrow(folder, **settings)

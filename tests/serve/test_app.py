@@ -20,6 +20,7 @@ from pasta_ray.client import Client, Report, Text
 from pasta_ray.errors import ModelError
 from pasta_ray.serve.config import ServeConfig
 from tests.fakes import FakeTokenizer, MakeFakeDecoder, fake_models
+from tests.serve.hostile import withstands
 
 with warnings.catch_warnings():  # Ray 2.60's own models use what Pydantic 2.14 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -209,6 +210,27 @@ def test_a_client_that_leaves_frees_every_slot(url: str, stream: bool, model: st
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json=body, timeout=1.0)
     assert settles_at_zero(url)
+
+
+def test_hostile_requests_through_serves_proxy(url: str) -> None:
+    assert len(withstands(url, seed=3, num=100)) == 13
+    assert settles_at_zero(url)
+
+
+@pytest.mark.slow
+def test_a_thousand_hostile_requests_through_serves_proxy(url: str) -> None:
+    assert min(withstands(url, seed=4, num=1000).values()) > 30
+    assert settles_at_zero(url)
+
+
+def test_log_probabilities_cross_the_actors(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "a fork b"}], logprobs=True, top_logprobs=1
+    )
+    assert answer.choices[0].logprobs is not None
+    tokens = answer.choices[0].logprobs.content or []
+    assert [token.token for token in tokens] == ["a ", "one ", "two ", "three ", "b "]
+    assert [top.bytes for top in tokens[0].top_logprobs] == [[0xE2]]
 
 
 def test_many_clients_at_once_wait_their_turn(url: str) -> None:

@@ -1,4 +1,9 @@
-"""Decoding methods: each a small program over ``open``, ``fork``, ``join`` and ``step``."""
+"""Decoding methods: each a small program over ``open``, ``fork``, ``join`` and ``step``.
+
+An installed package adds its own as entry points of the group ``pasta_ray.methods``; docs/extending.md has an example.
+"""
+
+from functools import cache
 
 from pasta_ray.engine.methods.apar import ThreadsRun
 from pasta_ray.engine.methods.base import Run
@@ -7,6 +12,8 @@ from pasta_ray.engine.methods.sequential import SequentialRun
 from pasta_ray.engine.methods.sot import SkeletonRun
 from pasta_ray.engine.methods.speculative import SpeculativePastaRun, SpeculativeRun
 from pasta_ray.errors import InputError
+from pasta_ray.extensions import METHODS as ENTRY_POINTS
+from pasta_ray.extensions import ExtensionError, extension_names, load_extension
 from pasta_ray.lang import ControlMap, TagMap, TokenMap
 
 METHODS: dict[str, type[Run]] = {
@@ -18,12 +25,32 @@ METHODS: dict[str, type[Run]] = {
     "apar": ThreadsRun,
 }
 
-__all__ = ["METHODS", "Run", "check_method", "default_method", "fitting_methods"]
+__all__ = ["METHODS", "Run", "check_method", "default_method", "find_methods", "fitting_methods"]
+
+
+def find_methods() -> dict[str, type[Run]]:
+    """All methods by name: those of the table, and those of installed packages, which are imported when first asked
+    for. Raises ExtensionError for one that cannot be."""
+    return METHODS | _installed()
+
+
+@cache
+def _installed() -> dict[str, type[Run]]:
+    return {name: _load(name) for name in extension_names(ENTRY_POINTS)}
+
+
+def _load(name: str) -> type[Run]:
+    if name in METHODS:
+        raise ExtensionError(f"{ENTRY_POINTS}: method {name!r} is there already; allowed: another name")
+    run = load_extension(ENTRY_POINTS, name)
+    if not (isinstance(run, type) and issubclass(run, Run)):
+        raise ExtensionError(f"{ENTRY_POINTS}: {name!r} is {run!r}; expected a subclass of {Run.__qualname__}")
+    return run
 
 
 def fitting_methods(tags: TokenMap | None) -> tuple[str, ...]:
     """The methods that a model which writes ``tags`` can run."""
-    return tuple(name for name, run in METHODS.items() if run.fits(tags))
+    return tuple(name for name, run in find_methods().items() if run.fits(tags))
 
 
 def default_method(tags: TokenMap | None) -> str:

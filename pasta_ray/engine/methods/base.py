@@ -10,7 +10,9 @@ from pasta_ray.engine.branch import Branch
 from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.detokenizer import Detokenizer
 from pasta_ray.engine.engine import Engine
+from pasta_ray.engine.likelihoods import Scored, likelihoods
 from pasta_ray.engine.messages import (
+    BodyNews,
     BranchReport,
     Delta,
     Event,
@@ -24,6 +26,9 @@ from pasta_ray.engine.messages import (
 )
 from pasta_ray.engine.progress import Sampled, Step
 from pasta_ray.engine.reading import Reader
+from pasta_ray.engine.sampler import Scores
+from pasta_ray.engine.slab import Slab
+from pasta_ray.engine.starter import Starter
 from pasta_ray.lang import PRED_10X, Document, PositionStrategy, Promise, Text, TokenMap
 
 
@@ -32,7 +37,9 @@ class Track:
     """One branch of a request as a method follows it. Steps are the request's own, from 1; times are seconds.
 
     ``num_tokens`` were sampled, ``num_forced`` before them were not. ``children`` were forked from it, each with the
-    place where it cuts ``text``: the number of pieces by then.
+    place where it cuts ``text``: the number of pieces by then. ``replica`` decodes it where that is another one.
+    ``scores`` are those of the token being taken, and ``scored`` the tokens whose text is not certain yet, both where
+    the request asks for likelihoods.
     """
 
     branch: Branch
@@ -43,12 +50,15 @@ class Track:
     topic: str | None = None
     tokens_predicted: int | None = None
     num_forced: int = 0
+    replica: str | None = None
     num_tokens: int = 0
     last_step: int = 0
     end_s: float = 0.0
     finish_reason: FinishReason | None = None
     text: list[str] = field(default_factory=list)
     children: list[tuple["Track", int]] = field(default_factory=list)
+    scores: Scores | None = None
+    scored: list[Scored] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -93,6 +103,7 @@ class Run(ABC):
         self._reader = Reader(request.stop)
         self._shown: list[str] = []
         self._new_steps: list[Step] = []
+        self.starter: Starter | None = None
         self.tracks: dict[str, Track] = {}
         self.main = self._track(self.open_main())
 
@@ -107,6 +118,32 @@ class Run(ABC):
     def fits(cls, tags: TokenMap | None) -> bool:
         """Whether a model that writes ``tags`` can run this method."""
         return cls.needs is None or isinstance(tags, cls.needs)
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def slab(self) -> Slab:
+        return self.main.branch.slab
+
+    @property
+    def branches(self) -> list[Branch]:
+        """All that it has had so far."""
+        return [track.branch for track in self.tracks.values()]
+
+    @property
+    def stalled(self) -> bool:
+        """Whether no step brings it further, until something comes from elsewhere."""
+        return False
+
+    def receive(self, path: str, news: BodyNews | None) -> None:
+        """What has come of a body that is decoded elsewhere; None where nothing more will. Unknown ones are fine."""
+        del path, news
+
+    def take_arrived(self) -> list[StepOutput]:
+        """What was received since it was last taken, as if a step had given it."""
+        return []
 
     @abstractmethod
     def open_main(self) -> Branch:
@@ -153,7 +190,7 @@ class Run(ABC):
             track.last_step, track.end_s = self.num_steps, now
             self.num_drafted += output.num_drafted
             self.num_accepted += len(output.tokens) - 1
-            for token in output.tokens:
+            for token, track.scores in zip(output.tokens, output.scores, strict=True):
                 assert not track.finish_reason, "a branch's last token was followed by a guess"
                 track.num_tokens += 1
                 events += self.take(track, token)
@@ -201,12 +238,14 @@ class Run(ABC):
     def visible(self, track: Track, token: int) -> list[Event]:
         """A token of the answer's text on ``track``."""
         self.num_visible += 1
+        if track.scores is not None:
+            track.scored.append((token, track.scores))
         return self._delta(track, track.detokenizer.add(token), 1)
 
     def flush(self, track: Track) -> list[Event]:
         """What the detokenizer still holds, at the end of a stretch of text."""
         text = track.detokenizer.flush()
-        return self._delta(track, text, 0) if text else []
+        return self._delta(track, text, 0) if text or track.scored else []
 
     def end(self, track: Track, reason: FinishReason) -> list[Event]:
         """``track`` has its last token."""
@@ -218,7 +257,11 @@ class Run(ABC):
         if text:
             self._first_text_s = self._first_text_s or self.elapsed_s
             track.text.append(text)
-        return [Delta(track.path, text, num_tokens)]
+        if not track.scored or (num_tokens and not text):
+            return [Delta(track.path, text, num_tokens)]
+        scored, track.scored = track.scored, []
+        likely = likelihoods(scored, text, self.request.sampling.logprobs or 0, self.engine.tokenizer)
+        return [Delta(track.path, text, num_tokens, likely)]
 
     def _track(
         self,
@@ -304,6 +347,6 @@ def _branch_report(track: Track, replica: str) -> BranchReport:
         last_step=track.last_step,
         start_s=track.start_s,
         end_s=track.end_s,
-        replica=replica,
+        replica=track.replica or replica,
         finish_reason=track.finish_reason,
     )

@@ -1,8 +1,9 @@
 """The interpreter: fork at every promise, go on beside its body, join at a sync (lang/layout.py; arXiv 2502.11517)."""
 
 from pasta_ray.engine.branch import Branch, Constraint
+from pasta_ray.engine.commit import StepOutput
 from pasta_ray.engine.engine import Engine
-from pasta_ray.engine.messages import BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
+from pasta_ray.engine.messages import BodyNews, BranchClosed, Event, FinishReason, PromiseOpened, Request, Synced
 from pasta_ray.engine.methods.base import Run, Track
 from pasta_ray.errors import InputError
 from pasta_ray.lang import Document, Sync, TagMap, Text, TokenMap
@@ -26,8 +27,9 @@ class PastaRun(Run):
     its end. ``_take_main`` acts on the main branch's tokens.
 
     ``_head`` is the promise being written, ``_unsynced`` are the bodies opened since the last sync, ``_waiting`` is
-    whether the main branch has written a sync whose bodies are still open. ``_cuts`` are the promises and syncs, each
-    with the place where it cuts the main branch: its number of tokens and of pieces of text by then.
+    whether the main branch has written a sync whose bodies are still open, ``_away`` are the bodies decoded elsewhere,
+    and ``_arrived`` is what has come of these. ``_cuts`` are the promises and syncs, each with the place where it cuts
+    the main branch: its number of tokens and of pieces of text by then.
     """
 
     needs = TagMap
@@ -45,6 +47,8 @@ class PastaRun(Run):
         self._head: list[int] = []
         self._unsynced: list[Track] = []
         self._waiting = False
+        self._away: set[Track] = set()
+        self._arrived: list[StepOutput] = []
         self._cuts: list[tuple[Track | Sync, int, int]] = []
         super().__init__(engine, request, replica)
 
@@ -132,9 +136,43 @@ class PastaRun(Run):
         track = self._track(branch, self.main, topic, tokens_predicted, num_forced=1)
         self._bodies[track] = grammar
         self._unsynced.append(track)
+        self._start(track, tokens_predicted)
         self._cut(track)
         self.num_annotation += 1
         return [*events, PromiseOpened(path, self.main.path, topic, tokens_predicted)]
+
+    def _start(self, track: Track, tokens_predicted: int) -> None:
+        if self.starter is not None:
+            track.replica = self.starter.start(self.request, track.branch, tokens_predicted)
+            if track.replica is not None:
+                self._away.add(track)
+
+    @property
+    def stalled(self) -> bool:
+        """All that is left to do is done elsewhere."""
+        if not self._away or self._arrived:
+            return False
+        here = [track for track in self.tracks.values() if track not in self._away]
+        waits = [track for track in here if (track is self.main and self._waiting) or not track.branch.decoding]
+        return len(waits) == len(here) and not any(track.branch.num_feedable for track in here)
+
+    def receive(self, path: str, news: BodyNews | None) -> None:
+        track = self.tracks.get(path)
+        if track not in self._away:
+            return
+        assert track is not None
+        if news is None:
+            track.replica = None
+            self.engine.release(track.branch)
+        else:
+            self.engine.receive(track.branch, news.tokens, news.block)
+            self._arrived.append(StepOutput(track.branch, news.tokens, (None,) * len(news.tokens), 0, None))
+        if news is None or news.block is not None:
+            self._away.remove(track)
+
+    def take_arrived(self) -> list[StepOutput]:
+        arrived, self._arrived = self._arrived, []
+        return arrived
 
     def _take_body(self, track: Track, token: int) -> list[Event]:
         if _broken(track):
