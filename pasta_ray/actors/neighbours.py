@@ -72,7 +72,8 @@ class Neighbours:
                 async with asyncio.timeout(ANSWER_S):
                     await self.announce()
             except (PastaError, TimeoutError) as error:
-                logger.warning("replica %s cannot reach the directory: %s", self.replica, error)
+                told = f"{type(error).__name__}: {error}"
+                logger.warning("replica %s does not reach the directory, and tries again: %s", self.replica, told)
                 self._announced = None
             await asyncio.sleep(PERIOD_S)
 
