@@ -101,12 +101,12 @@ class Decoder:
         )
         self.engine.pool.check_fits(method.max_slots(request, self.engine.tags), what)
         run = method(self.engine, request, self.replica)
-        run.starter = self.starter
         try:
             resume(run, request.progress)
         except Exception:
             run.cancel()
             raise
+        run.starter = self.starter  # not before: bodies that are taken again have been started
         self._runs[request.id] = run
 
     def cancel(self, request_id: str) -> None:

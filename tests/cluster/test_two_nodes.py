@@ -122,86 +122,6 @@ def actors(nodes: Nodes) -> list[dict[str, Any]]:
     return json.loads(told[start : told.rfind("]") + 1]) if start >= 0 else []
 
 
-def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Nodes, model: Path) -> None:
-    """Guards the way from `serve deploy` to an answer, replicas that all land on one node, and metrics of one alone."""
-    port = free_port()
-    config = {
-        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": None},
-        "applications": [
-            {
-                "name": "pasta-ray",
-                "import_path": "pasta_ray.serve.app:build_app",
-                "route_prefix": "/",
-                "args": {
-                    "model": str(model),
-                    "models": {"small": {"adapter": None}},
-                    "replicas": 2,
-                    "cpus_per_replica": 1.5,
-                    "num_threads": 1,
-                    "log_format": "json",
-                    "log_level": "debug",
-                },
-            }
-        ],
-    }
-    file = nodes.folder / "serve.json"
-    file.write_text(json.dumps(config))
-    subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            client.headers["Authorization"] = "Bearer a-key-of-this-test"
-            check_service(nodes, client)
-    finally:
-        subprocess.run([BIN / "serve", "shutdown", "-y"], env=nodes.environment, check=True, capture_output=True)
-    until(lambda: not any(actor["class_name"] == "DecodeActor" for actor in actors(nodes)), "replicas that end")
-
-
-def check_service(nodes: Nodes, client: httpx.Client) -> None:
-
-    def ready() -> bool:
-        try:
-            replicas = client.get("/health").json().get("replicas", [])
-        except (httpx.HTTPError, ValueError):
-            return False
-        return len(replicas) == 2 and all(replica["state"] == "ready" for replica in replicas)
-
-    until(ready, "both replicas")
-    replicas = {actor["node_id"] for actor in actors(nodes) if actor["class_name"] == "DecodeActor"}
-    assert len(replicas) == 2
-    body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "temperature": 1.0}
-    answers = [
-        client.post("/v1/chat/completions", json=body | {"seed": seed}, headers={"x-request-id": f"t{seed}"})
-        for seed in range(6)
-    ]
-    assert [answer.headers.get_list("x-request-id") for answer in answers] == [[f"t{seed}"] for seed in range(6)]
-    promises = sum(answer.json()["pasta"]["parallel"]["num_promises"] for answer in answers)
-    assert promises > 0
-    assert httpx.get(f"{client.base_url}/v1/models").status_code == 401
-
-    def measured() -> str | None:
-        page = client.get("/metrics").text
-        Path("/tmp/ops_page.txt").write_text(page + str(promises))
-        done = {line.split("} ")[1] for line in page.splitlines() if line.startswith("ray_pasta_promises_total{")}
-        return page if done == {str(float(promises))} and page.count("ray_pasta_steps_total{") >= 1 else None
-
-    page = until(measured, "metrics")
-    families = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
-    assert len(families) == len(set(families))
-    assert 'status="401"' in page
-    assert 'replica="r0"' in page
-    assert 'replica="r1"' in page
-
-    logs = [
-        line for log in nodes.folder.glob("*/session_2*/logs/worker-*.err") for line in log.read_text().splitlines()
-    ]
-    lines = [json.loads(line) for line in logs if line.startswith('{"time"')]
-    traced = [line for line in lines if line.get("trace") == "t0"]
-    assert {"asked", "decoded", "answered", "response"} <= {line["message"] for line in traced}
-    opened = [line for line in lines if line["message"] == "branch opened"]
-    assert len(opened) == promises
-    assert {line["trace"] for line in opened} <= {f"t{seed}" for seed in range(6)}
-
-
 def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: Nodes, model: Path) -> None:
     """Guards jobs/generate.py as it is submitted: on both nodes, through a kill of its driver."""
     prompts, out = nodes.folder / "in.jsonl", nodes.folder / "out.parquet"
@@ -240,3 +160,78 @@ def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: 
     assert "max_tokens 100000 exceed" in answers[7]["error"]
     assert all(answer["text"] is not None for answer in answers if answer["row"] != 7)
     assert not journal.exists()
+
+
+def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Nodes, model: Path) -> None:
+    """Guards the way from `serve deploy` to an answer, replicas that all land on one node, and metrics of one alone."""
+    port = free_port()
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": None},
+        "applications": [
+            {
+                "name": "pasta-ray",
+                "import_path": "pasta_ray.serve.app:build_app",
+                "route_prefix": "/",
+                "args": {
+                    "model": str(model),
+                    "models": {"small": {"adapter": None}},
+                    "replicas": 2,
+                    "cpus_per_replica": 1.5,
+                    "num_threads": 1,
+                    "log_format": "json",
+                    "log_level": "debug",
+                },
+            }
+        ],
+    }
+    file = nodes.folder / "serve.json"
+    file.write_text(json.dumps(config))
+    subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        client.headers["Authorization"] = "Bearer a-key-of-this-test"
+        check_service(nodes, client)
+
+
+def check_service(nodes: Nodes, client: httpx.Client) -> None:
+
+    def ready() -> bool:
+        try:
+            replicas = client.get("/health").json().get("replicas", [])
+        except (httpx.HTTPError, ValueError):
+            return False
+        return len(replicas) == 2 and all(replica["state"] == "ready" for replica in replicas)
+
+    until(ready, "both replicas")
+    replicas = {actor["node_id"] for actor in actors(nodes) if actor["class_name"] == "DecodeActor"}
+    assert len(replicas) == 2
+    body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "temperature": 1.0}
+    answers = [
+        client.post("/v1/chat/completions", json=body | {"seed": seed}, headers={"x-request-id": f"t{seed}"})
+        for seed in range(6)
+    ]
+    assert [answer.headers.get_list("x-request-id") for answer in answers] == [[f"t{seed}"] for seed in range(6)]
+    promises = sum(answer.json()["pasta"]["parallel"]["num_promises"] for answer in answers)
+    assert promises > 0
+    assert httpx.get(f"{client.base_url}/v1/models").status_code == 401
+
+    def measured() -> str | None:
+        page = client.get("/metrics").text
+        done = {line.split("} ")[1] for line in page.splitlines() if line.startswith("ray_pasta_promises_total{")}
+        return page if done == {str(float(promises))} and page.count("ray_pasta_steps_total{") >= 1 else None
+
+    page = until(measured, "metrics")
+    families = [line.split()[2] for line in page.splitlines() if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+    assert 'status="401"' in page
+    assert 'replica="r0"' in page
+    assert 'replica="r1"' in page
+
+    logs = [
+        line for log in nodes.folder.glob("*/session_2*/logs/worker-*.err") for line in log.read_text().splitlines()
+    ]
+    lines = [json.loads(line) for line in logs if line.startswith('{"time"')]
+    traced = [line for line in lines if line.get("trace") == "t0"]
+    assert {"asked", "decoded", "answered", "response"} <= {line["message"] for line in traced}
+    opened = [line for line in lines if line["message"] == "branch opened"]
+    assert len(opened) == promises
+    assert {line["trace"] for line in opened} <= {f"t{seed}" for seed in range(6)}

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from pasta_ray.engine.calibration import calibrate
 from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.decoder import Decoder
-from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Event, Report, Request
+from pasta_ray.engine.messages import BodyNews, BodyPlan, BodyRequest, Event, Events, Report, Request
+from pasta_ray.engine.progress import Progress
 from pasta_ray.engine.starter import Starter
 from tests.engine.events import report, run, shown
 from tests.engine.test_methods import make_decoder, request
@@ -116,6 +118,29 @@ def test_every_body_elsewhere_gives_the_same_answers(field: Field, alone: dict[s
             assert {body.replica for body in answer.branches[1:]} <= {"away"}
     assert len(field.plans) > 50
     assert all(plan.num_prompt == len(ask(int(plan.request_id[1:])).prompt_ids) for plan in field.plans)
+
+
+@pytest.mark.parametrize("num_messages", [3, 15, 30, 60])
+def test_an_answer_whose_home_dies_goes_on_whatever_was_away(
+    field: Field, alone: dict[str, Report], num_messages: int
+) -> None:
+    """Guards against bodies that are lost with their home: their tokens so far are part of the answer's progress."""
+    num_cut = 0
+    for number in range(12):
+        asked, begun = ask(number), list[Events]()
+        field.home.submit(asked)
+        while field.home.num_requests and len(begun) < num_messages:
+            begun += field.home.step() if field.home.busy else []
+            field.work()
+        if not field.home.num_requests:
+            continue
+        num_cut += 1
+        field.home.cancel(asked.id)
+        progress = Progress().after(tuple(step for message in begun for step in message.steps))
+        rest = field.answer([replace(asked, progress=progress)])[asked.id]
+        assert report(rest).document == alone[asked.id].document
+        assert shown([event for message in begun for event in message.events] + rest) == alone[asked.id].text
+    assert num_cut > 3
 
 
 def test_a_returning_body_is_not_computed_again(field: Field, alone: dict[str, Report]) -> None:

@@ -73,12 +73,12 @@ def cut_at_every_step(decoder: Decoder, request: Request, every: int = 1) -> Rep
 
 
 @pytest.mark.parametrize("method", ["sequential", "speculative", "pasta", "pasta+speculative"])
-def test_an_answer_cut_at_any_step_goes_on_as_if_it_had_not_been(decoder: Decoder, method: str) -> None:
+def test_an_answer_that_is_cut_goes_on_as_if_it_had_not_been(decoder: Decoder, method: str) -> None:
     """Guards every answer against the death of its process: sampled answers with open and joined bodies, drafts."""
     num_bodies = num_syncs = num_accepted = 0
     sampled = [request(number, method, max_tokens=60) for number in range(4)]
-    for asked in (*sampled, replace(sampled[0], sampling=Sampling())):
-        answer = cut_at_every_step(decoder, asked)
+    for every, asked in zip((2, 5, 5, 5, 3), (*sampled, replace(sampled[0], sampling=Sampling())), strict=True):
+        answer = cut_at_every_step(decoder, asked, every)
         num_bodies += answer.parallel.num_promises
         num_syncs += answer.parallel.num_syncs
         num_accepted += answer.parallel.num_accepted

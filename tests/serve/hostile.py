@@ -18,7 +18,7 @@ TAGS = (
     '<promise topic="x" tokens="10"/>', "<async>", "</async>", "<sync/>",
 )  # fmt: skip
 PATHS = ("/v1/chat/completions", "/v1/completions")
-READ_TIMEOUT_S = 20.0
+READ_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
