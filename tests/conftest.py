@@ -29,6 +29,7 @@ def ray_cluster() -> Iterator[None]:
     for module in (fakes, narrow):
         ray.cloudpickle.register_pickle_by_value(module)
     ray.init(
+        address="local",  # not one that somebody else has started on this machine
         num_cpus=4,
         include_dashboard=False,
         object_store_memory=150 * 2**20,

@@ -123,9 +123,10 @@ class Farmer:
             async for message in messages:
                 for news in message.events:
                     assert isinstance(news, BodyNews)
-                    await self._hand_over(body, news)
                     if news.block is not None:
                         self.counts.num_bytes_returned += news.block.num_bytes
+                    await self._hand_over(body, news)
+                    if news.block is not None:
                         return True
         return False
 

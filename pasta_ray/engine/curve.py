@@ -4,7 +4,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 NEAR, FAR = 0.2, 0.02  # how far one observation moves the points around it, and all others
-WORTHWHILE = 0.8  # rows are worth having up to this share of the best throughput
+WORTHWHILE = 0.9  # rows are worth having up to this share of the best throughput
 
 
 @dataclass

@@ -230,9 +230,9 @@ def test_a_curve_finds_its_rows() -> None:
     curve = StepCurve([(1, 0.010), (4, 0.013), (16, 0.025), (256, 0.265)])
     assert [curve.seconds(rows) for rows in (1, 2, 10, 16, 512)] == pytest.approx([0.010, 0.011, 0.019, 0.025, 0.521])
     assert curve.prefill_s(512) == pytest.approx(0.530)
-    assert 30 <= curve.worthwhile_rows() <= 40, "80 % of 256 / 265 ms is reached where 9 + rows = rows / 0.77"
+    assert curve.worthwhile_rows() == 60, "90 % of 256 / 265 ms is reached where rows / (9 + rows) is 0.869"
     flat = StepCurve([(1, 0.010), (256, 0.010)])
-    assert flat.worthwhile_rows() == 205
+    assert flat.worthwhile_rows() == 231
     steep = StepCurve([(1, 0.010), (2, 0.020), (4, 0.040)])
     assert steep.worthwhile_rows() == 1
 
