@@ -1,7 +1,7 @@
 """Stage 1: supervised fine-tuning on annotated documents."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ class Pack:
 @dataclass(frozen=True)
 class SftStage:
     config: SftConfig
-    grammar_loss: GrammarLoss | None = None
+    grammar_loss: GrammarLoss | None = field(default=None, kw_only=True)
 
     def plan(self, encoder: Encoder) -> Plan[Pack]:
         """Each epoch packs anew; its last update may have fewer packs. Documents longer than a row are reported."""
