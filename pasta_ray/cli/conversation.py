@@ -1,9 +1,10 @@
 """A conversation line by line: what is no command is answered. Ctrl-C ends an answer, not the conversation."""
 
 import asyncio
+import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.text import Text
@@ -73,7 +74,8 @@ class Conversation:
                 report = await take(self._speaker.answer(messages), answer.see)
 
         try:
-            self._runner.run(reply())
+            with _interruptible():
+                self._runner.run(reply())
         except KeyboardInterrupt:
             self._note("stopped")
         text = report.text if report is not None else answer.text if answer is not None else ""
@@ -113,6 +115,17 @@ class Conversation:
 
     def _note(self, text: str) -> None:
         self._notes.print(Text(printable(text), style="dim"))
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C reaches the coroutine that runs: `asyncio.Runner` only sees to it where nobody else handles it, and
+    libraries that were started before may have left their own handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def read_line() -> str:

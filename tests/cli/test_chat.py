@@ -145,15 +145,22 @@ def test_a_conversation_is_kept_until_it_is_reset(runner: asyncio.Runner) -> Non
     assert any(line.startswith("pasta: 5 tokens in 0.") for line in lines)
 
 
-def test_ctrl_c_stops_an_answer_and_not_the_program(runner: asyncio.Runner) -> None:
-    """Guards the conversation: what was shown stays in it, the slots are freed, and the next line is answered."""
+@pytest.mark.parametrize("handler", [signal.default_int_handler, lambda *_: None], ids=["python's", "a library's"])
+def test_ctrl_c_stops_an_answer_and_not_the_program(runner: asyncio.Runner, handler: Any) -> None:
+    """Guards the conversation: what was shown stays in it, the slots are freed, and the next line is answered, whoever
+    has handled Ctrl-C before."""
 
     def interrupt() -> None:
         time.sleep(0.3)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
-    loop, screen, notes = talk(runner, "endless", "/timeline", "and on")
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        threading.Thread(target=interrupt).start()
+        loop, screen, notes = talk(runner, "endless", "/timeline", "and on")
+        assert signal.getsignal(signal.SIGINT) is handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert notes.text.splitlines()[0] == "stopped"
     assert loop.stats().num_slots == 0
     said = loop.asked[1][1]
