@@ -9,16 +9,16 @@ quality, and a document that a better sample of its prompt has too.
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
-from pasta_ray.train.jsonl import read_json_lines, to_line
+from pasta_ray.train.jsonl import to_line
+from pasta_ray.train.preferences import Scored, by_prompt, read_scored
 
 
-def best(samples: list[dict[str, Any]], quality_weight: float, num: int) -> list[dict[str, Any]]:
-    fit = [sample for sample in samples if sample["finish_reason"] == "stop" and sample["quality"] is not None]
-    fit.sort(key=lambda sample: sample["speedup"] + quality_weight * sample["quality"], reverse=True)
-    different = {sample["document"]: sample for sample in reversed(fit)}
-    return [sample for sample in fit if different[sample["document"]] is sample][:num]
+def best(samples: list[Scored], quality_weight: float, num: int) -> list[Scored]:
+    fit = [sample for sample in samples if sample.finished and sample.quality is not None]
+    fit.sort(key=lambda sample: sample.score(quality_weight), reverse=True)
+    different = {sample.document: sample for sample in reversed(fit)}
+    return [sample for sample in fit if different[sample.document] is sample][:num]
 
 
 def main() -> None:
@@ -29,13 +29,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
 
-    by_prompt: dict[str, list[dict[str, Any]]] = {}
-    for _, sample in read_json_lines(args.scored):
-        by_prompt.setdefault(sample["prompt_id"], []).append(sample)
-    chosen = [sample for samples in by_prompt.values() for sample in best(samples, args.quality_weight, args.num)]
-    lines = ({key: sample[key] for key in ("id", "instruction", "document")} for sample in chosen)
+    prompts = by_prompt(read_scored([args.scored], need_quality=False))
+    chosen = [sample for samples in prompts for sample in best(samples, args.quality_weight, args.num)]
+    lines = (sample.model_dump(include={"id", "instruction", "document"}) for sample in chosen)
     args.out.write_text("".join(map(to_line, lines)), encoding="utf-8")
-    print(json.dumps({"prompts": len(by_prompt), "documents": len(chosen)}))
+    print(json.dumps({"prompts": len(prompts), "documents": len(chosen)}))
 
 
 if __name__ == "__main__":

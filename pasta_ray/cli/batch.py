@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pasta_ray.cli.generate import DEFAULT_ADAPTER, NO_ADAPTER, Dtype, Quantization
+from pasta_ray.cli.models import DEFAULT_ADAPTER, Dtype, Quantization, chosen_method, engine_config
 
 if TYPE_CHECKING:
     from pasta_ray.batch.run import Progress
@@ -44,21 +44,9 @@ def batch(
     from pasta_ray.batch.run import Pool, run_batch
     from pasta_ray.batch.worker import Job
     from pasta_ray.cli.ray_session import connect
-    from pasta_ray.engine.config import EngineConfig
-    from pasta_ray.engine.methods import check_method, default_method
-    from pasta_ray.engine.weights import find_tags
 
-    config = EngineConfig(
-        model=model,
-        adapter=None if adapter == NO_ADAPTER else adapter,
-        device=device,
-        dtype=dtype.value,
-        quantization=None if quantization == Quantization.none else quantization.value,
-        num_threads=threads,
-    )
-    tags = find_tags(config)
-    method = method or default_method(tags)
-    check_method(method, tags)
+    config = engine_config(model, adapter, device, dtype, quantization, threads)
+    method, _ = chosen_method(config, method)
     job = Job(
         LoadDecoder(config),
         LoadTokenizer(config),

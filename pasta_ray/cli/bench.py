@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pasta_ray.cli.generate import NO_ADAPTER, Dtype, Quantization
+from pasta_ray.cli.models import NO_ADAPTER, Dtype, Quantization
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from pasta_ray.cli.generate import DEFAULT_ADAPTER, NO_ADAPTER, Dtype, Quantization
+from pasta_ray.cli.models import DEFAULT_ADAPTER, Dtype, Quantization, chosen_method, engine_config
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def chat(
     """Talk with the model. Answers are shown as they are written, in several places at once; /help lists commands."""
     from pasta_ray.cli.answering import Options
     from pasta_ray.cli.conversation import Conversation, read_line
-    from pasta_ray.engine.config import DraftConfig, EngineConfig
+    from pasta_ray.engine.config import DraftConfig
     from pasta_ray.engine.messages import Sampling
 
     sampling = Sampling(temperature, top_p, seed)
@@ -67,14 +67,7 @@ def chat(
             else:
                 if api_key_env is not None:
                     raise InputError("--api-key-env goes with --base-url")
-                config = EngineConfig(
-                    model=model or DEFAULT_MODEL,
-                    adapter=None if adapter == NO_ADAPTER else adapter,
-                    device=device,
-                    dtype=dtype.value,
-                    quantization=None if quantization == Quantization.none else quantization.value,
-                    num_threads=threads,
-                )
+                config = engine_config(model or DEFAULT_MODEL, adapter, device, dtype, quantization, threads)
                 speaker = runner.run(_local(ends, config, options, in_process))
             if console.is_terminal:
                 notes.print("/help lists commands, Ctrl-C stops an answer, Ctrl-D ends", style="dim")
@@ -88,13 +81,9 @@ async def _local(ends: AsyncExitStack, config: "EngineConfig", options: "Options
 
     from pasta_ray.cli import answering
     from pasta_ray.cli.speaking import LocalSpeaker
-    from pasta_ray.engine.methods import check_method, default_method
-    from pasta_ray.engine.weights import find_tags
 
     with Console(stderr=True).status(f"reading {config.model}"):  # perhaps fetching it
-        tags = find_tags(config)
-    method = options.method or default_method(tags)
-    check_method(method, tags)
+        method, tags = chosen_method(config, options.method)
     options = replace(options, method=method)
     source, tokenizer = await ends.enter_async_context(answering.source_of(config, options.draft, in_process))
     return LocalSpeaker(source, tokenizer, options, tags)

@@ -1,31 +1,14 @@
 """`pasta-ray generate`: answers to one prompt, or to a file of them."""
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from pasta_ray.cli.models import DEFAULT_ADAPTER, Dtype, Quantization, chosen_method, engine_config
 from pasta_ray.errors import InputError
-
-DEFAULT_ADAPTER = "pasta"
-NO_ADAPTER = "none"
-
-
-class Quantization(StrEnum):
-    """Of the weights."""
-
-    none = "none"
-    int8 = "int8"
-
-
-class Dtype(StrEnum):
-    """Of the weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
 
 
 def generate(
@@ -80,24 +63,12 @@ def generate(
         return
 
     from pasta_ray.cli import answering
-    from pasta_ray.engine.config import DraftConfig, EngineConfig
+    from pasta_ray.engine.config import DraftConfig
     from pasta_ray.engine.messages import Sampling
-    from pasta_ray.engine.methods import check_method, default_method
-    from pasta_ray.engine.weights import find_tags
 
-    adapter_name = None if adapter == NO_ADAPTER else adapter
-    config = EngineConfig(
-        model=model,
-        adapter=adapter_name,
-        device=device,
-        dtype=dtype.value,
-        quantization=None if quantization == Quantization.none else quantization.value,
-        num_threads=threads,
-    )
+    config = engine_config(model, adapter, device, dtype, quantization, threads)
     with Console(stderr=True).status(f"reading {config.model}"):  # perhaps fetching it
-        tags = find_tags(config)
-    method = method or default_method(tags)
-    check_method(method, tags)
+        method, _ = chosen_method(config, method)
     if draft_model is not None and "speculative" not in method:
         raise InputError(f"--draft-model goes with a speculative method, not with {method!r}")
     options = answering.Options(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pasta_ray.cli.generate import DEFAULT_ADAPTER, NO_ADAPTER, Dtype, Quantization
+from pasta_ray.cli.models import DEFAULT_ADAPTER, Dtype, Quantization, chosen_method, engine_config
 from pasta_ray.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,23 +44,10 @@ def sample(
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Sample documents. Started again, it goes on where it stopped; a sample's seed does not depend on that."""
-    from pasta_ray.engine.config import EngineConfig
-    from pasta_ray.engine.methods import check_method, default_method
-    from pasta_ray.engine.weights import find_tags
     from pasta_ray.train.sample import Plan
 
-    adapter_name = None if adapter == NO_ADAPTER else adapter
-    config = EngineConfig(
-        model=model,
-        adapter=adapter_name,
-        device=device,
-        dtype=dtype.value,
-        quantization=None if quantization == Quantization.none else quantization.value,
-        num_threads=threads,
-    )
-    tags = find_tags(config)
-    method = method or default_method(tags)
-    check_method(method, tags)
+    config = engine_config(model, adapter, device, dtype, quantization, threads)
+    method, _ = chosen_method(config, method)
     plan = Plan(num, method, temperature, top_p, max_tokens, seed, greedy)
     summary = _run(prompts, out, plan, config, batch, num_workers)
     if as_json:

@@ -4,8 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Literal
 
-from pasta_ray.errors import InputError
-from pasta_ray.lang import PRED_1X, Document, PastaSyntaxError, Promise, Sync, parse
+from pasta_ray.lang import Document, Promise, Sync
 from pasta_ray.train.data import Record
 
 Part = Literal["topics", "syncs"]
@@ -25,8 +24,4 @@ def ablate(record: Record, parts: Collection[Part]) -> Record:
     """Raises InputError for a document that does not parse."""
     if not parts:
         return record
-    try:
-        document = parse(record.document, PRED_1X)  # of any strategy
-    except PastaSyntaxError as error:
-        raise InputError(f"document {record.id}: {error}") from error
-    return record.model_copy(update={"document": without(document, parts).linear()})
+    return record.model_copy(update={"document": without(record.parsed(), parts).linear()})

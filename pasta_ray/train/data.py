@@ -14,6 +14,7 @@ from pasta_ray.errors import InputError
 from pasta_ray.lang import (
     PRED_1X,
     ControlMap,
+    Document,
     Layout,
     PastaSyntaxError,
     TagMap,
@@ -47,6 +48,13 @@ class Record(BaseModel):
     @property
     def messages(self) -> list[dict[str, str]]:
         return Question(self.instruction, self.input, self.system).messages
+
+    def parsed(self) -> Document:
+        """``document`` as a tree, whatever its position strategy. Raises InputError where it does not parse."""
+        try:
+            return parse(self.document, PRED_1X)  # which allows any length
+        except PastaSyntaxError as error:
+            raise InputError(f"document {self.id}: {error}") from error
 
 
 class ChatTokenizer(Protocol):
@@ -130,10 +138,7 @@ def build_example(
     ``exact``: each predicted length is what its body really takes, whatever the document says. ``finished``: the end
     token comes last, and is to be predicted; an answer that was cut off has none.
     """
-    try:
-        document = parse(record.document, PRED_1X)  # of any strategy
-    except PastaSyntaxError as error:
-        raise InputError(f"document {record.id}: {error}") from error
+    document = record.parsed()
     prompt_ids = tokenizer.encode_chat(record.messages)
     if isinstance(tags, ControlMap):
         assert finished, "a thread has its end token"

@@ -136,6 +136,14 @@ def read_scored(paths: Iterable[Path], *, need_quality: bool) -> list[Scored]:
     return list(samples.values())
 
 
+def by_prompt(samples: Iterable[Scored]) -> list[list[Scored]]:
+    """Each prompt's samples, in their order."""
+    prompts: dict[str, list[Scored]] = {}
+    for sample in samples:
+        prompts.setdefault(sample.prompt_id, []).append(sample)
+    return list(prompts.values())
+
+
 def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_off: bool = False) -> Pairs:
     """Per prompt the best and the worst sample by speedup + λ·quality, λ being ``quality_weight``.
 
@@ -143,12 +151,10 @@ def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_o
     may have gone on for ever, and its speedup is that of a part. It may be the worse one. Where every sample was cut
     off the prompt is left out, unless ``pair_cut_off``. Equal scores: the first of the file.
     """
-    prompts: dict[str, list[Scored]] = {}
-    for sample in samples:
-        prompts.setdefault(sample.prompt_id, []).append(sample)
+    prompts = by_prompt(samples)
     pairs: list[Pair] = []
     left_out: Counter[str] = Counter()
-    for group in prompts.values():
+    for group in prompts:
         pair = _choose(group, quality_weight, pair_cut_off)
         if isinstance(pair, Pair):
             pairs.append(pair)
@@ -157,9 +163,9 @@ def choose_pairs(samples: Iterable[Scored], quality_weight: float, *, pair_cut_o
     return Pairs(
         pairs=tuple(pairs),
         num_prompts=len(prompts),
-        num_cut_off=sum(not sample.finished for group in prompts.values() for sample in group),
-        sampled_by=dict(Counter(f"{s.model} {s.adapter or ''}".strip() for group in prompts.values() for s in group)),
-        sizes=dict(sorted(Counter(len(group) for group in prompts.values()).items())),
+        num_cut_off=sum(not sample.finished for group in prompts for sample in group),
+        sampled_by=dict(Counter(f"{s.model} {s.adapter or ''}".strip() for group in prompts for s in group)),
+        sizes=dict(sorted(Counter(len(group) for group in prompts).items())),
         left_out=dict(left_out),
     )
 
