@@ -20,6 +20,8 @@ from pasta_ray.logs import LogConfig, configure
 MAX_STREAMS = 1000
 UNREAD_MESSAGES = 8
 """So many messages may wait for a slow consumer; after that, later events are joined into fewer messages."""
+MESSAGE_PERIOD_S = 0.05
+"""Every process that a message passes spends time on it, and twenty a second read as smoothly as more."""
 
 
 class DecodeActor:
@@ -56,7 +58,7 @@ class DecodeActor:
     async def decode(self, request: Request | BodyRequest, home: str | None = None) -> AsyncGenerator[Events, None]:
         if self._sharing is not None:
             await self._sharing.prepare(request, home)
-        async with aclosing(self._loop.decode(request)) as stream:
+        async with aclosing(self._loop.decode(request, MESSAGE_PERIOD_S)) as stream:
             async for events in stream:
                 yield events
 

@@ -6,10 +6,12 @@ between two steps; everything it says goes to a `_Stream`, which joins what its 
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -35,17 +37,20 @@ T = TypeVar("T")
 
 
 class _Stream:
-    """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop."""
+    """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop, at most
+    once in ``period_s`` but for the last."""
 
-    def __init__(self, request: Request | BodyRequest) -> None:
+    def __init__(self, request: Request | BodyRequest, period_s: float) -> None:
         self.trace = request.trace
+        self._period_s = period_s
+        self._read_at = -math.inf
         self._request_id = request.id
         self._loop = asyncio.get_running_loop()
         self._unread: list[Event] = []
         self._steps: list[Step] = []
         self._error: PastaError | None = None
-        self._ended = False
         self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
 
     def put(self, message: Events) -> None:
         self._call(self._add, message)
@@ -57,15 +62,19 @@ class _Stream:
         return self
 
     async def __anext__(self) -> Events:
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._read_at + self._period_s):
+                await self._ended.wait()
         while not self._unread:
             if self._error is not None:
                 raise self._error
-            if self._ended:
+            if self._ended.is_set():
                 raise StopAsyncIteration
             self._changed.clear()
             await self._changed.wait()
         message = Events(self._request_id, tuple(self._unread), tuple(self._steps))
         self._unread, self._steps = [], []
+        self._read_at = self._loop.time()
         return message
 
     def _call(self, function: Callable[[Any], None], argument: object) -> None:
@@ -75,11 +84,13 @@ class _Stream:
     def _add(self, message: Events) -> None:
         self._unread += message.events
         self._steps += message.steps
-        self._ended = any(map(is_last, message.events))
+        if any(map(is_last, message.events)):
+            self._ended.set()
         self._changed.set()
 
     def _fail(self, error: PastaError) -> None:
         self._error = error
+        self._ended.set()
         self._changed.set()
 
 
@@ -130,13 +141,14 @@ class DecodeLoop:
         self._thread.start()
         self._decoder = made.result()
 
-    async def decode(self, request: Request | BodyRequest) -> AsyncGenerator[Events, None]:
-        """The request's events, one message a step at most. Closing the iterator early frees all its slots.
+    async def decode(self, request: Request | BodyRequest, period_s: float = 0.0) -> AsyncGenerator[Events, None]:
+        """The request's events, one message a step at most and one in ``period_s``, for which only the end does not
+        wait. Closing the iterator early frees all its slots.
 
         Raises InputError where the decoder refuses the request, StepError where decoding failed.
         """
         self.check()
-        stream = _Stream(request)
+        stream = _Stream(request, period_s)
         self._commands.put(_Submit(request, stream))
         try:
             async for events in stream:

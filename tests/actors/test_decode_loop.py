@@ -69,6 +69,21 @@ def test_a_slow_consumer_gets_few_large_messages_and_loses_nothing() -> None:
     assert num_messages < 100
 
 
+def test_what_comes_within_the_period_waits_but_neither_the_first_nor_the_end() -> None:
+    async def scenario() -> tuple[list[Events], float]:
+        loop = DecodeLoop(MakeFakeDecoder(step_s=0.01))
+        words = " ".join(f"w{i}" for i in range(30))
+        began = time.perf_counter()
+        messages = [message async for message in loop.decode(ask(words, max_tokens=1000), period_s=60.0)]
+        return messages, time.perf_counter() - began
+
+    messages, took_s = asyncio.run(scenario())
+    assert len(messages) == 2
+    assert len(messages[0].events) < 3
+    assert text(messages) == " ".join(f"w{i}" for i in range(30)) + " "
+    assert took_s < 30
+
+
 def test_the_event_loop_stays_responsive_during_a_long_step() -> None:
     """Guards against a step on the event loop, which would fail health checks of a busy replica (Ray issue 54070)."""
 
