@@ -174,8 +174,8 @@ class LoadPoint(Figures):
 
 
 class EvalReport(Figures):
-    """`report.json`. ``complete``: every answer of the plan is there. ``judge_error``: why there is no quality, or not
-    of all systems, although the plan asks for it."""
+    """`report.json`. ``complete``: every answer of the plan is there, and its load. ``judge_error``: why there is no
+    quality, or not of all systems, although the plan asks for it."""
 
     format: Literal[1] = 1
     version: str

@@ -13,14 +13,8 @@ Row = Sequence[str]
 
 def to_markdown(report: EvalReport, plots: Sequence[str] = ()) -> str:
     """``plots`` are names of picture files beside the report."""
-    parts = [
-        *_head(report),
-        *_speed(report),
-        *_answers(report),
-        *_quality(report),
-        *_load(report),
-        *_categories(report),
-    ]
+    sections = (_speed, _answers, _quality, _load, _categories) if report.told.plan.repetitions else (_load,)
+    parts = [*_head(report), *(part for section in sections for part in section(report))]
     if plots:
         parts += ["## Pictures", *(f"![{name}]({name})" for name in plots)]
     return "\n\n".join(parts) + "\n"
@@ -36,9 +30,12 @@ def _head(report: EvalReport) -> Iterator[str]:
     yield "# Evaluation"
     how = "greedy" if plan.temperature == 0 else f"temperature {plan.temperature:g}, top-p {plan.top_p:g}"
     numerics = f"{plan.dtype}{f', {plan.quantization}' if plan.quantization else ''}"
+    if all(system.base_url for system in plan.systems):
+        numerics = f"asked at {', '.join(sorted({system.base_url or '' for system in plan.systems}))}"
+    times = f"{plan.repetitions} repetition(s), one request at a time" if plan.repetitions else "under load alone"
     yield (
-        f"{report.num_prompts} prompts ({plan.prompts}), {plan.repetitions} repetition(s), one request at a time,"
-        f" {how}, at most {plan.max_tokens} tokens, {numerics}. Systems are compared with **{report.baseline}**."
+        f"{report.num_prompts} prompts ({plan.prompts}), {times}, {how}, at most {plan.max_tokens} tokens, {numerics}."
+        f" Systems are compared with **{report.baseline}**."
     )
     if machine:
         loads = ", ".join(
@@ -53,7 +50,7 @@ def _head(report: EvalReport) -> Iterator[str]:
     if len({_same_machine(sitting.machine) for sitting in report.sittings}) > 1:
         yield "**The sittings were not all on the same machine and commit: times are not comparable.**"
     if not report.complete:
-        yield "**Not all answers are there yet.**"
+        yield "**Not all answers are there yet, or not all of the load.**"
 
 
 def _same_machine(machine: object) -> tuple[object, ...]:

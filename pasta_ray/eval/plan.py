@@ -146,7 +146,7 @@ class EvalPlan(BaseModel):
     max_tokens: int = Field(default=384, ge=1, description="bound of a visible answer")
     temperature: float = Field(default=0.0, ge=0, le=2, description="0 is greedy")
     top_p: float = Field(default=1.0, gt=0, le=1)
-    repetitions: int = Field(default=1, ge=1)
+    repetitions: int = Field(default=1, ge=0, description="of each prompt; 0 measures nothing but load")
     seed: int = 0
     limit: int | None = Field(default=None, ge=1, description="so many prompts, evenly spaced")
     warmup_tokens: int = Field(
@@ -169,6 +169,8 @@ class EvalPlan(BaseModel):
         for name in self.load.systems if self.load else []:
             if name not in names:
                 raise ValueError(f"load.systems: {name!r} is no system; allowed: {', '.join(names)}")
+        if self.repetitions == 0 and (self.quality or not self.load):
+            raise ValueError("repetitions is 0: with load alone, and without quality")
         return self
 
     @property

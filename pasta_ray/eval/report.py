@@ -10,6 +10,7 @@ from pasta_ray.eval.figures import EvalReport, JudgeCard, LoadPoint, Perplexity,
 from pasta_ray.eval.folder import EvalFolder, Sitting, Told
 from pasta_ray.eval.judging import Say, load_judge
 from pasta_ray.eval.lc import read_gamed
+from pasta_ray.eval.load import bursts
 from pasta_ray.eval.perplexity import perplexity, score_answers
 from pasta_ray.eval.plan import EvalPlan
 from pasta_ray.eval.prompts import Prompt, load_prompts
@@ -61,7 +62,8 @@ def speed_report(found: Found, sittings: Sequence[Sitting], load: Sequence[LoadP
         sittings=list(sittings),
         baseline=found.plan.baseline_name,
         num_prompts=len(found.prompts),
-        complete=all(system.counts.missing == 0 for system in systems.values()),
+        complete=all(system.counts.missing == 0 for system in systems.values())
+        and len(load) == len(bursts(found.plan)),
         systems=systems,
         load=list(load),
     )

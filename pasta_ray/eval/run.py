@@ -54,7 +54,7 @@ def read_done(path: Path) -> set[str]:
 
 def sampling(plan: EvalPlan, task: Task) -> Sampling:
     """All systems draw a prompt's answer from the same seed, which depends on prompt and repetition alone."""
-    seeds = SamplePlan(plan.repetitions, "sequential", plan.temperature, plan.top_p, plan.max_tokens, plan.seed)
+    seeds = SamplePlan(temperature=plan.temperature, top_p=plan.top_p, seed=plan.seed)
     return seeds.sampling(task.prompt.id, task.repetition)
 
 

@@ -140,6 +140,8 @@ def test_a_folder_keeps_to_what_it_was_told(tmp_path: Path) -> None:
         ({"baseline": "D"}, "'D'; allowed: A, B, C"),
         ({"quality": {"judge": "llm"}}, "needs base_url"),
         ({"quality": {"judge": "local", "judge_model": "m"}}, "go with judge llm"),
+        ({"repetitions": 0}, "repetitions is 0: with load alone"),
+        ({"repetitions": 0, "load": {}, "quality": {}}, "and without quality"),
     ],
 )
 def test_mistakes_in_a_plan_are_named(changes: dict[str, Any], message: str) -> None:
