@@ -1,4 +1,4 @@
-"""Which documents the jobs choose to teach the grammar from: the best samples, and the hardest documents."""
+"""Which documents the jobs choose to teach the grammar from: the best samples, and full topics."""
 
 import json
 import runpy
@@ -8,23 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from pasta_ray.engine.tokenizer import Tokenizer
-from pasta_ray.lang import TagMap
-from pasta_ray.train.config import SftConfig
-from pasta_ray.train.data import Batch, Encoder, Record
-from pasta_ray.train.grammar import GrammarLoss
-from pasta_ray.train.policy import load_policy
-from pasta_ray.train.saving import save_adapter
-from tests.engine.conftest import save_model
-from tests.engine.test_tokenizer import save_tokenizer
+from pasta_ray.train.data import Record
 from tests.train.test_preferences import sample
 
 JOBS = Path(__file__).parents[2] / "jobs"
-TAGS = TagMap.after(300)
-PLAIN = "Hi there, and so on."
-PROMISE = 'Hi <promise topic="a b" tokens="10"/><async> c</async> d <sync/>e'
 
 
 def job(name: str) -> dict[str, Any]:
@@ -65,44 +53,28 @@ def test_the_best_samples_of_each_prompt(
     assert json.loads(capsys.readouterr().out) == {"prompts": 2, "documents": 3}
 
 
-def test_hardness_is_the_most_that_the_mask_takes_away(tmp_path: Path) -> None:
-    """Guards a mean, which a long document would hide its one hard token in. By hand: all tokens are equally likely but
-    for one label of a body, where e times as much lies on a promise, which a body must not have."""
-    tokenizer = Tokenizer.load(save_tokenizer(tmp_path), TAGS)
-    encoder = Encoder(tokenizer, TAGS)
-    record = Record(id="r", instruction="i", document='<promise topic="a" tokens="10"/><async> c</async>')
-    layout = encoder.encode(record).layout
-    labels = [id_ for id_, source in zip(layout.ids, layout.label_source, strict=True) if source is not None]
-
-    def certain(batch: Batch) -> torch.Tensor:
-        """Each label certain, but for the body's end."""
-        logits = torch.full((len(batch.labels), 306), -100.0)
-        logits[torch.arange(len(labels)), batch.labels] = 0.0
-        logits[labels.index(TAGS.async_end), TAGS.promise] = 1.0
-        return logits
-
-    masked_away = torch.e / (1 + torch.e)
-    assert job("hard_documents")["hardness"](record, certain, encoder, GrammarLoss(tokenizer)) == pytest.approx(
-        masked_away, abs=1e-5
-    )
-
-
-def test_the_hardest_documents_come_first(
+def test_documents_with_a_full_topic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Guards easy documents that fill the file. A random model finds all tokens alike: after `tokens="` ten are left of
-    three hundred, in plain text all but a few."""
-    model = save_tokenizer(save_model(tmp_path / "model", vocab_size=300))
-    config = SftConfig(name="x", documents=[tmp_path], model=str(model), lora_rank=2, lora_alpha=4)
-    encoder = Encoder(Tokenizer.load(model, TAGS), TAGS)
-    save_adapter(load_policy(config, encoder), tmp_path / "adapter")
-    records = [Record(id=name, instruction="i", document=text) for name, text in (("a", PLAIN), ("b", PROMISE))]
-    out = tmp_path / "hard.jsonl"
-    paths = [write(tmp_path / "samples.jsonl", records), "--adapter", tmp_path / "adapter", "--model", model]
-    for least, chosen in ((0.5, ["b"]), (0.0, ["b", "a"])):
-        run("hard_documents", monkeypatch, *paths, "--least", least, "--out", out)
-        lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        assert [line["id"] for line in lines] == chosen
-        assert json.loads(capsys.readouterr().out) == {"documents": 2, "hard": len(chosen), "chosen": len(chosen)}
-    run("hard_documents", monkeypatch, *paths, "--least", 0, "--num", 1, "--out", out)
-    assert [Record.model_validate_json(line).id for line in out.read_text(encoding="utf-8").splitlines()] == ["b"]
+    """Guards what has no full topic, a document that is there twice, a prompt's share, and what was cut off."""
+
+    def with_topic(topic: str) -> str:
+        return f'Hi <promise topic="{topic}" tokens="10"/><async> c</async>'
+
+    full, other = with_topic("a b c"), with_topic("d e f")
+    samples = [
+        sample("p", 0, 1.0, 0.9, document=with_topic("a b")),
+        sample("p", 1, 1.0, 0.9, document=full),
+        sample("p", 2, 1.0, 0.9, document=full),
+        sample("p", 3, 1.0, 0.9, document=other),
+        sample("p", 4, 1.0, 0.9, document=with_topic("g h i")),
+        sample("q", 0, 1.0, 0.9, document=full, finish_reason="length"),
+    ]
+    annotated = [Record(id="r", instruction="Say", document=full), Record(id="s", instruction="Say", document="plain")]
+    files = write(tmp_path / "samples.jsonl", samples), write(tmp_path / "annotated.jsonl", annotated)
+    out = tmp_path / "documents.jsonl"
+    run("full_topics", monkeypatch, *files, "--num", 2, "--out", out)
+    chosen = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [line["id"] for line in chosen] == ["p#1", "p#3", "r"]
+    assert chosen[2] == {"id": "r", "instruction": "Say", "document": full}
+    assert json.loads(capsys.readouterr().out) == {"documents": 8, "chosen": 3}
