@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from pasta_ray.engine.curve import StepCurve
 from pasta_ray.engine.messages import (
     BranchClosed,
     BranchReport,
@@ -84,22 +86,30 @@ def _endless() -> Iterator[str]:
         yield "word "
 
 
+def _part(points: Sequence[tuple[int, float]]) -> Any:
+    """What replicas tell each other of a decoder whose steps cost ``points``, with nothing in its cache."""
+    return SimpleNamespace(
+        curve=StepCurve(list(points)),
+        num_rows=0,
+        store=SimpleNamespace(key="fake", version=0, names=frozenset, bytes_per_token=1),
+        engine=SimpleNamespace(pool=SimpleNamespace(max_bytes=None)),
+        starter=SimpleNamespace(gate=SimpleNamespace(num_delayed=0)),
+    )
+
+
 class FakeDecoder:
     """See the module's docstring. ``num_slots`` counts prompt tokens and words, as the real one counts KV slots."""
 
     methods = ("sequential", "pasta")
 
-    def __init__(self, replica: str = "local", step_s: float = 0.0) -> None:
+    def __init__(self, replica: str = "local", step_s: float = 0.0, points: Sequence[tuple[int, float]] = ()) -> None:
+        self.parts: dict[str, Any] = {"": _part(points)} if points else {}  # nothing that others might share
         self.replica = replica
         self.step_s = step_s
         self.poisoned = False
         self.cancelled: list[str] = []
         self.num_steps = self.num_rows = 0
         self._running: dict[str, _Running] = {}
-
-    @property
-    def parts(self) -> dict[str, Any]:
-        return {}  # nothing that other replicas might share
 
     @property
     def busy(self) -> bool:
@@ -229,15 +239,16 @@ def fake_models(config: ServeConfig) -> Models:
 
 @dataclass(frozen=True)
 class MakeFakeDecoder:
-    """A decoder factory; ``failing`` replicas cannot load their weights."""
+    """A decoder factory; ``failing`` replicas cannot load their weights. ``points`` are what steps cost, to tell."""
 
     step_s: float = 0.0
     failing: tuple[str, ...] = ()
+    points: tuple[tuple[int, float], ...] = ()
 
     def __call__(self, replica: str) -> FakeDecoder:
         if replica in self.failing:
             raise ModelError("no such weights")
-        return FakeDecoder(replica, self.step_s)
+        return FakeDecoder(replica, self.step_s, self.points)
 
 
 def ask(words: str, request_id: str = "a", **options: object) -> Request:

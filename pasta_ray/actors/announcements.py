@@ -7,7 +7,7 @@ from typing import Any
 @dataclass(frozen=True)
 class Load:
     """What a replica's next steps look like to others: ``rows`` in them now, and ``curve``, (rows, seconds) points of
-    what a step costs."""
+    what a step costs. Without a curve it gets no bodies."""
 
     rows: int = 0
     curve: tuple[tuple[int, float], ...] = ()

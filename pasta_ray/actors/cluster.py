@@ -1,14 +1,16 @@
 """The actors of a running service: a coordinator, and the decode replicas that it has started or found."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import ray
 
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_actor import MAX_STREAMS, UNREAD_MESSAGES, DecodeActor
+from pasta_ray.actors.fleet import Growth, replica_name
 from pasta_ray.actors.messages import (
     ClusterHealth,
     ClusterSpec,
@@ -20,6 +22,7 @@ from pasta_ray.actors.messages import (
 from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, Answer, Publisher
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
+from pasta_ray.actors.scaling import Scaler
 from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
 from pasta_ray.engine.messages import Events, Finished, Request
 from pasta_ray.errors import ReplicaError
@@ -34,10 +37,10 @@ POLL_S = 0.2
 def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
     """The replica of that name, or a new one. Ray starts it again when its process dies, on another node where its own
     is gone; lost requests concern the coordinator. It belongs to no process, and outlives its coordinator."""
-    shared_by = cluster if spec.replicas > 1 else None
+    shared_by = cluster if spec.most_replicas > 1 else None
     actor_class: Any = ray.remote(concurrency_groups={"control": 16})(DecodeActor)  # type: ignore[call-overload]
     options = actor_class.options(
-        name=f"{cluster} {name}",
+        name=actor_name(cluster, name),
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=True,
@@ -51,6 +54,18 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
     )
     args = (spec.make_decoder, name, spec.orphan_s, spec.log, shared_by, spec.placement)
     return RemoteReplica(name, lambda: options.remote(*args))
+
+
+def first_replicas(spec: ClusterSpec, cluster: str) -> list[str]:
+    """Those that there always are, and those that an earlier coordinator has added."""
+    names = [replica_name(index) for index in range(spec.replicas)]
+    added = [replica_name(index) for index in range(spec.replicas, spec.most_replicas)]
+    there = {entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)}
+    return names + [name for name in added if actor_name(cluster, name) in there]
+
+
+def actor_name(cluster: str, replica: str) -> str:
+    return f"{cluster} {replica}"
 
 
 class CoordinatorActor:
@@ -67,9 +82,10 @@ class CoordinatorActor:
         self._load = Publisher(COORDINATOR_METRICS)
         context = ray.get_runtime_context()
         self._cluster = str(context.get_actor_name() or context.get_actor_id())
-        if spec.replicas > 1:
+        if spec.most_replicas > 1:
             start_directory(self._cluster)
-        self._replicas = [start_replica(spec, self._cluster, f"r{index}") for index in range(spec.replicas)]
+        self._start = partial(start_replica, spec, self._cluster)
+        self._first = [self._start(name) for name in first_replicas(spec, self._cluster)]
         self._started: Coordinator | None = None
         context.current_actor.health.remote()  # a first call: replicas must hear from somebody, asked for or not
 
@@ -78,10 +94,26 @@ class CoordinatorActor:
         if self._started is None:
             spec = self._spec
             self._started = Coordinator(
-                self._replicas, spec.max_ongoing, spec.max_queued, spec.check_period_s, spec.max_deaths, spec.wait_s
+                self._first,
+                spec.max_ongoing,
+                spec.max_queued,
+                spec.check_period_s,
+                spec.max_deaths,
+                spec.wait_s,
+                self._growth(spec),
             )
             self._publishing = asyncio.create_task(self._publish(self._started))
         return self._started
+
+    def _growth(self, spec: ClusterSpec) -> Growth | None:
+        if spec.most_replicas == spec.replicas:
+            return None
+        scaler = Scaler(spec.replicas, spec.most_replicas, spec.scale_up_s, spec.scale_down_s)
+        return Growth(scaler, self._start, spec.drain_s)
+
+    @property
+    def _replicas(self) -> Sequence[RemoteReplica]:
+        return self._first if self._started is None else cast("list[RemoteReplica]", self._started.fleet.replicas)
 
     async def _publish(self, coordinator: Coordinator) -> None:
         while True:
@@ -95,7 +127,7 @@ class CoordinatorActor:
             async for message in events:
                 for event in message.events:
                     if isinstance(event, Finished):
-                        answer = Answer(event.report, self._coordinator.one_row_step_s(event.report))
+                        answer = Answer(event.report, self._coordinator.fleet.one_row_step_s(event.report))
                         self._answers.publish(answer, model=request.model, method=request.method)
                 yield message
 

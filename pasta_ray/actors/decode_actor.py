@@ -82,10 +82,11 @@ class DecodeActor:
             self._sharing.place(policy)
 
     @ray.method(concurrency_group="control")
-    async def ping(self) -> ReplicaStats:
+    async def ping(self, draining: bool = False) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
         PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
-        its metrics are brought up to date."""
+        its metrics are brought up to date, and when one that is ``draining`` hears that it takes no bodies of others.
+        """
         self._lease.renew()
         if self._failure is not None:
             raise self._failure
@@ -93,6 +94,8 @@ class DecodeActor:
         if self._cluster is not None:
             cluster, self._cluster = self._cluster, None
             self._sharing = await Sharing.start(self._replica, cluster, self._policy, self._loop)
+        if self._sharing is not None:
+            self._sharing.drain(draining)
         stats = self._told()
         self._metrics.publish(stats, replica=stats.replica)
         return stats

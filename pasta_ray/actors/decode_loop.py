@@ -9,12 +9,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pasta_ray.actors.messages import DecoderFactory, DecoderLike, ReplicaStats, StepError
 from pasta_ray.engine.messages import (
@@ -30,6 +30,9 @@ from pasta_ray.engine.messages import (
 from pasta_ray.engine.progress import Step
 from pasta_ray.errors import InputError, PastaError, ReplicaError
 from pasta_ray.logs import fields
+
+if TYPE_CHECKING:
+    from pasta_ray.engine.decoder import Decoder
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +121,11 @@ class _Stop:
     pass
 
 
+def step_curve(parts: "Iterable[Decoder]") -> tuple[tuple[int, float], ...]:
+    """Of a replica's decoders, which share the machine: of the first that has one."""
+    return next((tuple(part.curve.points) for part in parts if part.curve is not None), ())
+
+
 class DecodeLoop:
     """Answers requests with one decoder. Its public methods may be called from any thread and any event loop.
 
@@ -170,7 +178,11 @@ class DecodeLoop:
 
     def stats(self) -> ReplicaStats:
         """Live counts after the latest step."""
-        return self._stats
+        parts = self._decoder.parts.values()
+        bounds = [part.engine.pool.max_bytes for part in parts]
+        max_kv_bytes = sum(filter(None, bounds)) if bounds and all(bounds) else None
+        token_bytes = max((part.store.bytes_per_token for part in parts), default=0)
+        return replace(self._stats, curve=step_curve(parts), max_kv_bytes=max_kv_bytes, kv_bytes_per_token=token_bytes)
 
     def check(self) -> None:
         """Raises ReplicaError when this loop can answer nothing any more."""

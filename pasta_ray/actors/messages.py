@@ -57,10 +57,15 @@ class ClusterSpec:
     A request whose replica dies is opened again, up to ``max_deaths`` times in a row without a step between, and waits
     up to ``wait_s`` for a replica that is ready. A replica that no coordinator has asked for anything for ``orphan_s``
     ends itself. ``placement`` says which bodies may be decoded on other replicas than their requests.
+
+    With ``max_replicas`` there are so many at most: more than ``replicas`` once load has asked for them for
+    ``scale_up_s``, fewer again once it has not for ``scale_down_s``. A replica that is to end gets nothing new, and
+    keeps what it has for up to ``drain_s``.
     """
 
     make_decoder: DecoderFactory
     replicas: int = 1
+    max_replicas: int | None = None
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     max_ongoing: int = 64
@@ -69,6 +74,9 @@ class ClusterSpec:
     max_deaths: int = 5
     wait_s: float = 120.0
     orphan_s: float = 60.0
+    scale_up_s: float = 10.0
+    scale_down_s: float = 120.0
+    drain_s: float = 60.0
     placement: Policy = "auto"
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -76,6 +84,12 @@ class ClusterSpec:
         for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0), ("max_deaths", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
+        if self.most_replicas < self.replicas:
+            raise InputError(f"max_replicas is {self.max_replicas}; allowed: replicas, {self.replicas}, or more")
+
+    @property
+    def most_replicas(self) -> int:
+        return self.replicas if self.max_replicas is None else self.max_replicas
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,9 @@ class SharingStats:
 class ReplicaStats:
     """Live counts of one replica, all 0 when it is idle; and how many requests it has given up since its process began
     because their reader left. ``step_s`` is the time spent in steps since then, ``one_row_step_s`` that of the latest
-    step of a single row, 0 before there was one."""
+    step of a single row, 0 before there was one. ``curve`` are (rows, seconds) points of what a step costs, and
+    ``max_kv_bytes`` is the bound of its requests' KV, nothing where it has none; a token takes ``kv_bytes_per_token``.
+    """
 
     replica: str
     num_requests: int
@@ -113,13 +129,17 @@ class ReplicaStats:
     step_s: float = 0.0
     one_row_step_s: float = 0.0
     sharing: SharingStats = field(default_factory=SharingStats)
+    curve: tuple[tuple[int, float], ...] = ()
+    max_kv_bytes: int | None = None
+    kv_bytes_per_token: int = 0
 
 
 @dataclass(frozen=True)
 class CoordinatorStats:
     """Requests: live counts, and since the coordinator's process began those that came, that ended with their report,
     that their reader left, how often one was opened again because what answered it had died, and those refused because
-    the queue was full. And the replicas that can decode."""
+    the queue was full. And replicas: those that take requests, that are draining, and that were added and removed as
+    load rose and fell."""
 
     num_ongoing: int
     num_queued: int
@@ -129,14 +149,18 @@ class CoordinatorStats:
     num_recoveries: int
     num_rejected: int = 0
     num_ready: int = 0
+    num_draining: int = 0
+    num_added: int = 0
+    num_removed: int = 0
 
 
-ReplicaState = Literal["starting", "ready", "failed"]
+ReplicaState = Literal["starting", "ready", "draining", "failed"]
 
 
 @dataclass(frozen=True)
 class ReplicaHealth:
-    """``failed`` replicas never come back by themselves (their weights cannot be loaded); ``error`` says why."""
+    """``failed`` replicas never come back by themselves (their weights cannot be loaded); ``error`` says why.
+    ``draining`` ones end once what they have is answered."""
 
     name: str
     state: ReplicaState

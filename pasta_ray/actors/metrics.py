@@ -42,6 +42,8 @@ REPLICA_METRICS: tuple[Metric[ReplicaStats], ...] = (
     Metric("pasta_replica_branches", "gauge", "Live branches of all requests.", lambda s: s.num_branches),
     Metric("pasta_replica_slots", "gauge", "KV slots in use.", lambda s: s.num_slots),
     Metric("pasta_kv_bytes", "gauge", "KV bytes held by requests.", lambda s: s.counters.kv_bytes),
+    Metric("pasta_kv_bytes_bound", "gauge", "What these may come to.", lambda s: s.max_kv_bytes),
+    Metric("pasta_kv_bytes_per_token", "gauge", "What a token of them takes.", lambda s: s.kv_bytes_per_token),
     Metric("pasta_waiting_requests", "gauge", "Requests that wait for KV room.", lambda s: s.counters.num_waiting),
     Metric("pasta_one_row_step_seconds", "gauge", "Seconds of a step of a single row.", lambda s: s.one_row_step_s),
     Metric("pasta_steps", "counter", "Forward passes.", lambda s: s.counters.num_steps),
@@ -77,7 +79,10 @@ REPLICA_METRICS: tuple[Metric[ReplicaStats], ...] = (
 )
 
 COORDINATOR_METRICS: tuple[Metric[CoordinatorStats], ...] = (
-    Metric("pasta_ready_replicas", "gauge", "Replicas that can decode.", lambda s: s.num_ready),
+    Metric("pasta_ready_replicas", "gauge", "Replicas that take requests.", lambda s: s.num_ready),
+    Metric("pasta_draining_replicas", "gauge", "Replicas that are to end.", lambda s: s.num_draining),
+    Metric("pasta_added_replicas", "counter", "Replicas added for load.", lambda s: s.num_added),
+    Metric("pasta_removed_replicas", "counter", "Replicas removed for lack of it.", lambda s: s.num_removed),
     Metric("pasta_ongoing_requests", "gauge", "Requests being decoded.", lambda s: s.num_ongoing),
     Metric("pasta_queued_requests", "gauge", "Requests that wait for their turn.", lambda s: s.num_queued),
     Metric("pasta_rejected", "counter", "Requests refused because the queue is full.", lambda s: s.num_rejected),

@@ -7,11 +7,11 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pasta_ray.actors.announcements import Announcement, Holder, Load, Peer, Reply
-from pasta_ray.actors.decode_loop import DecodeLoop
+from pasta_ray.actors.decode_loop import DecodeLoop, step_curve
 from pasta_ray.actors.messages import DecoderLike
 from pasta_ray.errors import PastaError
 
@@ -58,6 +58,7 @@ class Neighbours:
         self.incarnation = secrets.token_hex(8)
         self.peers: dict[str, Peer] = {}
         self.names: frozenset[bytes] = frozenset()
+        self.draining = False  # announces no curve, and who has none gets no bodies
         self._actor = actor
         self._loop = loop
         self._directory = directory
@@ -80,6 +81,8 @@ class Neighbours:
     async def announce(self) -> None:
         """Tell what has changed, and hear who is there."""
         load, names, self._versions = await asyncio.wrap_future(self._loop.call(_state_since(self._versions)))
+        if self.draining:
+            load = replace(load, curve=())
         self.names = self.names if names is None else names
         known = self._announced
         base = None if known is None else self._number
@@ -116,7 +119,6 @@ def _state_since(versions: tuple[int, ...]) -> Callable[[DecoderLike], State]:
         parts = tuple(decoder.parts.values())
         now = tuple(part.store.version for part in parts)
         names = None if now == versions else frozenset().union(*(part.store.names() for part in parts))
-        curve = next((tuple(part.curve.points) for part in parts if part.curve is not None), ())
-        return Load(sum(part.num_rows for part in parts), curve), names, now
+        return Load(sum(part.num_rows for part in parts), step_curve(parts)), names, now
 
     return state

@@ -14,8 +14,8 @@ MARGIN = 0.9
 
 @dataclass(frozen=True)
 class View:
-    """A replica as the home of a body sees it: ``rows`` of its next step, and whether the ``prompt`` of the body's
-    request is in its prefix cache."""
+    """A replica as others see it: ``rows`` of its next step, and whether it is known that the ``prompt`` of the request
+    in question is in its prefix cache."""
 
     name: str
     curve: StepCurve
@@ -36,7 +36,7 @@ class Placement:
             return None
         away_s = {peer.name: self.away_s(plan, peer, transfer) for peer in peers}
         best = min(away_s, key=lambda name: away_s[name])
-        if self.policy == "auto" and away_s[best] >= MARGIN * decode_s(plan, home):
+        if self.policy == "auto" and away_s[best] >= MARGIN * decode_s(plan.tokens_predicted, home):
             return None
         return best
 
@@ -49,10 +49,10 @@ class Placement:
             )
         there_s = transfer.seconds(plan.num_behind * self.bytes_per_token)
         back_s = transfer.seconds(plan.tokens_predicted * self.bytes_per_token)
-        return prompt_s + there_s + decode_s(plan, peer) + back_s
+        return prompt_s + there_s + decode_s(plan.tokens_predicted, peer) + back_s
 
 
-def decode_s(plan: BodyPlan, replica: View) -> float:
-    """Seconds of decoding the body as one more row; on a full replica rows take turns."""
+def decode_s(num_tokens: int, replica: View) -> float:
+    """Seconds of decoding so many tokens as one more row; on a full replica rows take turns."""
     rows, most = replica.rows + 1, max(1, replica.curve.worthwhile_rows())
-    return plan.tokens_predicted * replica.curve.seconds(min(rows, most)) * max(1.0, rows / most)
+    return num_tokens * replica.curve.seconds(min(rows, most)) * max(1.0, rows / most)

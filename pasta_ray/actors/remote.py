@@ -62,10 +62,10 @@ class RemoteReplica:
     def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         return stream(self._actor, f"replica {self.name}", request)
 
-    async def ping(self) -> ReplicaStats:
+    async def ping(self, draining: bool) -> ReplicaStats:
         """Ray starts an actor again whose process died; one that has ended for good is replaced here."""
         try:
-            stats: ReplicaStats = await self._actor.ping.remote()
+            stats: ReplicaStats = await self._actor.ping.remote(draining)
         except RayError as error:
             if isinstance(error, ActorDiedError):
                 self._actor = self._start()

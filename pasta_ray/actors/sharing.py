@@ -127,6 +127,10 @@ class Sharing:
         """Which bodies may leave, from now on."""
         self._farmer.policy = policy
 
+    def drain(self, draining: bool) -> None:
+        """Whether bodies of others should stay away, from now on."""
+        self._neighbours.draining = draining
+
     async def take_prefix(self, key: str, ids: Sequence[int], start: int) -> KVBlock | None:
         """For another replica: what is cached here of ``ids``, from ``start`` on."""
         part = self._parts.holding(key)

@@ -36,6 +36,9 @@ def serve(
         typer.Option(metavar="NAME=ADAPTER", help="Serve this adapter of the same model too, as NAME; repeatable."),
     ] = None,
     replicas: Annotated[int | None, typer.Option(help="Decode replicas.  [default: 1]")] = None,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="Add replicas under load, up to so many.  [default: none are added]")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of HTTP.")] = 8000,
     host: Annotated[
         str, typer.Option(help="0.0.0.0 serves every interface; beyond loopback API keys are needed.")
@@ -72,6 +75,7 @@ def serve(
         "model": model,
         "adapter": adapter,
         "replicas": replicas,
+        "max_replicas": max_replicas,
         "device": device,
         "dtype": dtype,
         "quantization": quantization,

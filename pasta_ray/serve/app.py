@@ -33,7 +33,10 @@ def build_app(args: ServeConfig) -> serve.Application:
     engines = args.engine_configs()
     draft = args.draft_config()
     make_decoder = LoadModels(
-        {name: LoadDecoder(engine, draft, timed=True, shares=args.replicas > 1) for name, engine in engines.items()}
+        {
+            name: LoadDecoder(engine, draft, timed=True, shares=args.most_replicas > 1)
+            for name, engine in engines.items()
+        }
     )
     tokenizer = LoadTokenizer(next(iter(engines.values())))  # of any: they differ in tags, which no client can write
     return make_app(args, models, make_decoder, tokenizer, read_keys(args.api_keys_file, os.environ))
@@ -50,6 +53,10 @@ def make_app(
     spec = ClusterSpec(
         make_decoder,
         replicas=config.replicas,
+        max_replicas=config.max_replicas,
+        scale_up_s=config.scale_up_s,
+        scale_down_s=config.scale_down_s,
+        drain_s=config.drain_s,
         cpus_per_replica=config.cpus_per_replica,
         gpus_per_replica=config.gpus_per_replica,
         max_ongoing=config.max_ongoing_requests,

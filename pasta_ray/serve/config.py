@@ -82,6 +82,17 @@ class ServeConfig(BaseModel):
     replicas: int = Field(
         default=1, ge=1, le=1024, description="decode replicas, each with its own copy of all models' weights"
     )
+    max_replicas: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="replicas come and go with live branches and KV, from `replicas` up to so many; null adds none",
+    )
+    scale_up_s: float = Field(default=10.0, gt=0, description="how long more must have been needed before one comes")
+    scale_down_s: float = Field(default=120.0, gt=0, description="how long fewer must have done before one goes")
+    drain_s: float = Field(
+        default=60.0, ge=0, description="how long one that goes keeps its requests; then they go on elsewhere"
+    )
     cpus_per_replica: float = Field(default=1.0, ge=0, description="what Ray reserves")
     gpus_per_replica: float = Field(default=0.0, ge=0, description="what Ray reserves")
     placement: Literal["auto", "local", "remote"] = Field(
@@ -134,7 +145,13 @@ class ServeConfig(BaseModel):
         single = sorted({"adapter", "served_model_name"} & self.model_fields_set)
         if self.models is not None and single:
             raise ValueError(f"{single[0]} names a single model; allowed: it, or models")
+        if self.most_replicas < self.replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}; allowed: replicas, {self.replicas}, or more")
         return self
+
+    @property
+    def most_replicas(self) -> int:
+        return self.replicas if self.max_replicas is None else self.max_replicas
 
     @property
     def served(self) -> dict[str, ServedModel]:
@@ -167,7 +184,7 @@ class ServeConfig(BaseModel):
             quantization=self._quantization(),
             max_kv_bytes=None if self.max_kv_bytes is None else max(1, self.max_kv_bytes // num_models),
             prefix_cache_bytes=self.prefix_cache_bytes // num_models,
-            num_threads=self.num_threads or max(1, (_num_cores() - 1) // self.replicas),
+            num_threads=self.num_threads or max(1, (_num_cores() - 1) // self.most_replicas),
             cache_dir=self.cache_dir or default_cache_dir(),
         )
 

@@ -5,7 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pytest
 import ray
 
 from pasta_ray.actors.cluster import NAMESPACE, Cluster
-from pasta_ray.actors.messages import ClusterSpec
+from pasta_ray.actors.messages import ClusterSpec, ReplicaDiedError
 from pasta_ray.engine.messages import Delta, Event, Events, Finished, Request
 from pasta_ray.errors import InputError, ReplicaError
 from tests.fakes import MakeFakeDecoder, ask
@@ -88,10 +88,12 @@ def ends(name: str) -> bool:
 
 
 async def idle(cluster: Cluster) -> None:
+    stats: object = None
     for _ in range(500):
-        stats = await cluster.stats()
-        if not any(s.num_slots or s.num_branches or s.num_requests for s in stats):
-            return
+        with suppress(ReplicaDiedError):  # one of them is being started again
+            stats = await cluster.stats()
+            if not any(s.num_slots or s.num_branches or s.num_requests for s in stats):
+                return
         await asyncio.sleep(0.02)
     raise AssertionError(f"still in use: {stats}")
 
@@ -248,3 +250,69 @@ def test_replicas_that_cannot_start_say_why() -> None:
             await cluster.wait_ready(60)
 
     asyncio.run(scenario())
+
+
+def test_replicas_come_and_go_with_load() -> None:
+    """Guards scaling with processes: one more under load; without load it goes, and what it has not answered by then
+    goes on with the same words."""
+    words = " ".join(f"w{number}" for number in range(400))
+    two_pay = ((1, 0.01), (2, 0.01), (4, 0.02))
+    make = MakeFakeDecoder(step_s=0.02, points=two_pay)
+    cluster = Cluster.start(
+        spec(make_decoder=make, max_replicas=2, scale_up_s=0.3, scale_down_s=1.0, drain_s=0.5, max_ongoing=8)
+    )
+
+    async def states() -> dict[str, str]:
+        return {replica.name: replica.state for replica in (await cluster.health()).replicas}
+
+    async def until(expected: dict[str, str]) -> None:
+        async with asyncio.timeout(60):
+            while await states() != expected:
+                await asyncio.sleep(0.05)
+
+    async def scenario() -> None:
+        coordinator = cluster._find()
+        async with AsyncExitStack() as stack:
+            for number in range(3):
+                stream = await stack.enter_async_context(aclosing(cluster.decode(ask("endless", f"busy{number}"))))
+                await anext(stream)
+            await until({"r0": "ready", "r1": "ready"})
+            moving = asyncio.create_task(messages(cluster, words, "moving", max_tokens=1000))
+            await asyncio.sleep(0.3)
+            at = {replica.name: replica.num_branches for replica in (await cluster.health()).replicas}
+            assert at == {"r0": 3, "r1": 1}
+        await until({"r0": "ready"})
+        answer = await moving
+        assert text(answer) == words + " "
+        assert "".join(delta.text for delta in deltas(answer)) == words + " "  # type: ignore[attr-defined]
+        assert answer[-1].events[-1].report.branches[0].replica == "r0"  # type: ignore[union-attr]
+        counts = await cluster.counts()
+        assert (counts.num_added, counts.num_removed, counts.num_recoveries) == (1, 1, 1)
+        assert ends(f"{coordinator._actor_id.hex()} r1")
+        await idle(cluster)
+
+    run(cluster, scenario)
+
+
+def test_a_new_coordinator_finds_the_replicas_that_were_added() -> None:
+    make = MakeFakeDecoder(step_s=0.02, points=((1, 0.01), (2, 0.02)))
+    cluster = Cluster.start(spec(make_decoder=make, max_replicas=2, scale_up_s=0.2, scale_down_s=600.0))
+
+    async def both() -> list[int]:
+        """The processes of two replicas, once there are two that are ready."""
+        async with asyncio.timeout(60):
+            while True:
+                with suppress(ReplicaError):  # no coordinator for a moment
+                    if [replica.state for replica in (await cluster.health()).replicas] == ["ready"] * 2:
+                        return await pids(cluster)
+                await asyncio.sleep(0.05)
+
+    async def scenario() -> None:
+        async with aclosing(cluster.decode(ask("endless"))) as stream:
+            await anext(stream)
+            before = await both()
+            os.kill(await pid(cluster._find()), signal.SIGKILL)
+            await anext(stream)
+            assert await both() == before
+
+    run(cluster, scenario)

@@ -7,7 +7,7 @@ import pytest
 
 from pasta_ray.actors.coordinator import Coordinator
 from pasta_ray.actors.decode_loop import DecodeLoop
-from pasta_ray.actors.messages import ReplicaDiedError, ReplicaStats
+from pasta_ray.actors.messages import DecoderFactory, ReplicaDiedError, ReplicaStats
 from pasta_ray.engine.messages import Event, Events, Finished, Request
 from pasta_ray.errors import InputError, ModelError, OverloadedError, PastaError, ReplicaError
 from tests.fakes import FakeDecoder, ask
@@ -17,25 +17,33 @@ class LocalReplica:
     """A replica in this process. Each time that it is asked it dies after another number of messages, of ``dies``, and
     is back at once; after the last of them it lives."""
 
-    def __init__(self, name: str, dies: Sequence[int] = (), ping_error: PastaError | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        dies: Sequence[int] = (),
+        ping_error: PastaError | None = None,
+        make_decoder: DecoderFactory = FakeDecoder,
+    ) -> None:
         self.name = name
         self.dies = list(dies)
         self.ping_error = ping_error
-        self.loop = DecodeLoop(FakeDecoder, name)
+        self.loop = DecodeLoop(make_decoder, name)
         self.num_restarts = 0
         self.num_deaths = 0
+        self.draining = self.ended = False
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         num_left = self.dies.pop(0) if self.dies else None
         async with aclosing(self.loop.decode(request)) as stream:
             async for message in stream:
-                if num_left == 0:
+                if num_left == 0 or self.ended:
                     self.num_deaths += 1
                     raise ReplicaDiedError(f"{self.name} is gone")
                 num_left = None if num_left is None else num_left - 1
                 yield message
 
-    async def ping(self) -> ReplicaStats:
+    async def ping(self, draining: bool) -> ReplicaStats:
+        self.draining = draining
         if self.ping_error is not None:
             raise self.ping_error
         return self.loop.stats()
@@ -43,6 +51,9 @@ class LocalReplica:
     def restart(self) -> None:
         self.num_restarts += 1
         self.ping_error = None
+
+    def end(self) -> None:
+        self.ended = True
 
 
 async def started(replicas: Sequence[LocalReplica], **options: Any) -> Coordinator:
