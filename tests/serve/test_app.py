@@ -9,6 +9,8 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -17,9 +19,10 @@ import pytest
 
 from pasta_ray.actors.loading import LoadModels
 from pasta_ray.client import Client, Report, Text
+from pasta_ray.engine.messages import Delta
 from pasta_ray.errors import ModelError
 from pasta_ray.serve.config import ServeConfig
-from tests.fakes import FakeTokenizer, MakeFakeDecoder, fake_models
+from tests.fakes import FakeTokenizer, MakeFakeDecoder, ask, fake_models
 from tests.serve.hostile import withstands
 
 with warnings.catch_warnings():  # Ray 2.60's own models use what Pydantic 2.14 deprecates
@@ -30,6 +33,7 @@ with warnings.catch_warnings():  # Ray 2.60's own models use what Pydantic 2.14 
     from pasta_ray.serve.app import build_app, make_app
 
 MODEL = "smollm2-135m-instruct-pasta"
+SLOW = "slow"
 
 
 def free_port() -> int:
@@ -42,9 +46,9 @@ def free_port() -> int:
 def url(ray_cluster: None) -> Iterator[str]:  # noqa: ARG001  a fixture that is used for what it starts
     port = free_port()
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=None))
-    models = {MODEL: {"adapter": "pasta"}, "second": {"adapter": "pasta"}}
+    models = {MODEL: {"adapter": "pasta"}, "second": {"adapter": "pasta"}, SLOW: {"adapter": "pasta"}}
     config = ServeConfig(replicas=2, cpus_per_replica=0, max_ongoing_requests=40, models=models)
-    make_decoder = LoadModels(dict.fromkeys(models, MakeFakeDecoder()))
+    make_decoder = LoadModels(dict.fromkeys(models, MakeFakeDecoder()) | {SLOW: MakeFakeDecoder(step_s=0.01)})
     serve.run(make_app(config, fake_models(config), make_decoder, FakeTokenizer), name="pasta", route_prefix="/")
     url = f"http://127.0.0.1:{port}"
     for _ in range(300):
@@ -65,13 +69,24 @@ def live_branches(url: str) -> int:
     return sum(replica["num_branches"] for replica in httpx.get(f"{url}/health").json()["replicas"])
 
 
-def coordinator() -> Any:
-    """The handle of the deployment's own."""
+def serves_actor(part_of_name: str) -> Any:
+    """The handle of the only one of Serve's actors that is named so."""
     import ray
 
     entries = ray.util.list_named_actors(all_namespaces=True)
-    (name,) = [each["name"] for each in entries if each["namespace"] == "serve" and "coordinator" in each["name"]]
+    (name,) = [each["name"] for each in entries if each["namespace"] == "serve" and part_of_name in each["name"]]
     return ray.get_actor(name, namespace="serve")
+
+
+def coordinator() -> Any:
+    """The handle of the deployment's own."""
+    return serves_actor("coordinator")
+
+
+def process(actor: Any) -> int:
+    import ray
+
+    return int(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())))
 
 
 def slots(url: str) -> int:
@@ -141,7 +156,7 @@ def test_serves_proxy_says_who_asks(url: str) -> None:
 
 
 def test_the_official_client_chooses_a_model(client: openai.OpenAI) -> None:
-    assert [card.id for card in client.models.list()] == [MODEL, "second"]
+    assert [card.id for card in client.models.list()] == [MODEL, "second", SLOW]
     answer = client.chat.completions.create(model="second", messages=[{"role": "user", "content": "hello fork"}])
     assert (answer.model, answer.choices[0].message.content) == ("second", "hello one two three ")
 
@@ -161,10 +176,8 @@ def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
 
 def test_the_coordinators_death_leaves_no_gap_in_a_stream(url: str) -> None:
     """Guards the way back: Serve starts another coordinator, which finds the replicas, and the worker finds it."""
-    import ray
-
     body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 400}
-    pid = ray.get(coordinator().__ray_call__.remote(lambda _: os.getpid()))
+    pid: int | None = process(coordinator())
     text = ""
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         for line in response.iter_lines():
@@ -174,6 +187,48 @@ def test_the_coordinators_death_leaves_no_gap_in_a_stream(url: str) -> None:
                 os.kill(pid, signal.SIGKILL)
                 pid = None
     assert text == "word " * 400
+    assert settles_at_zero(url)
+
+
+def test_an_http_workers_death_frees_its_slots_and_disturbs_nobody_else(url: str) -> None:
+    """Guards branches that go on for clients whose connection died with the worker, and a service that stays away."""
+    message = {"role": "user", "content": "fork endless"}
+    body = {"model": SLOW, "messages": [message], "stream": True, "max_tokens": 4000}
+    pid = process(serves_actor("SERVE_REPLICA::pasta#pasta#"))
+    lines: list[str] = []
+    killed_at = 0.0
+
+    async def other_reader() -> str:
+        from pasta_ray.actors.cluster import Cluster
+
+        events = []
+        async for message in Cluster(coordinator).decode(ask("endless", "other", model=SLOW, max_tokens=500)):
+            events += message.events
+        return "".join(event.text for event in events if isinstance(event, Delta))
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(asyncio.run, other_reader())
+        with (
+            suppress(httpx.HTTPError),
+            httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as response,
+        ):
+            for line in response.iter_lines():
+                lines.append(line)
+                if len(lines) == 1:
+                    assert slots(url) > 0
+                    os.kill(pid, signal.SIGKILL)
+                    killed_at = time.monotonic()
+        assert lines
+        assert "data: [DONE]" not in lines
+        assert other.result(timeout=60) == "word " * 500
+    while slots(url):
+        assert time.monotonic() - killed_at < 20
+        time.sleep(0.05)
+    while httpx.get(f"{url}/health", timeout=30).status_code != 200:
+        assert time.monotonic() - killed_at < 60
+        time.sleep(0.2)
+    again = httpx.post(f"{url}/v1/completions", json={"model": MODEL, "prompt": "hello again"}, timeout=30)
+    assert again.json()["choices"][0]["text"] == "hello again "
     assert settles_at_zero(url)
 
 
