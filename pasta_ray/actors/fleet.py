@@ -188,19 +188,24 @@ class Fleet:
             await asyncio.sleep(self._check_period_s)
 
     async def _resize(self, growth: Growth) -> None:
-        """Keep as many replicas as load asks for, and end those that have drained."""
-        clock = asyncio.get_running_loop().time
+        """Keep as many replicas as load asks for, for ever."""
         while True:
             await asyncio.sleep(self._check_period_s)
-            staying = [member for member in self._members if member.draining_since is None]
-            loads = [load(member.stats) for member in staying if member.state == "ready"]
-            wanted = growth.scaler.wanted(clock(), loads, len(staying))
-            for _ in range(wanted - len(staying)):
-                self._grow(growth)
-            self._drain(len(staying) - wanted, growth.scaler.least, clock())
-            for member in self._members[:]:
-                if member.draining_since is not None and self._drained(member, clock() - growth.drain_s):
-                    self._remove(member)
+            try:
+                self._resize_now(growth, asyncio.get_running_loop().time())
+            except Exception:  # a replica that could not be made or ended now is tried again
+                logger.exception("the number of replicas cannot be changed now")
+
+    def _resize_now(self, growth: Growth, now: float) -> None:
+        staying = [member for member in self._members if member.draining_since is None]
+        loads = [load(member.stats) for member in self._members if member.state == "ready"]
+        wanted = growth.scaler.wanted(now, loads, len(staying))
+        for _ in range(wanted - len(staying)):
+            self._grow(growth)
+        self._drain(len(staying) - wanted, growth.scaler.least, now)
+        for member in self._members[:]:
+            if member.draining_since is not None and self._drained(member, now - growth.drain_s):
+                self._remove(member)
 
     def _grow(self, growth: Growth) -> None:
         """By one that is still draining, or else by a new one."""

@@ -35,7 +35,8 @@ class Scaler:
         self._since: float | None = None
 
     def wanted(self, now: float, loads: Sequence[float], num_there: int) -> int:
-        """Given the ``loads`` of the replicas that are ready, and how many there are, starting ones too."""
+        """Given the ``loads`` of the replicas that are ready, and how many there are: starting ones too, but not those
+        that are draining, whose load the others are to take."""
         self._since = now if self._since is None else self._since
         self._needs.append((now, min(max(math.ceil(sum(loads) / TARGET), self.least), self.most)))
         while self._needs[0][0] < now - max(self._up_s, self._down_s):

@@ -8,11 +8,23 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pasta_ray.engine import Engine, EngineConfig
-from pasta_ray.engine.messages import Sampling
+from pasta_ray.engine.decoder import Decoder
+from pasta_ray.engine.messages import Request, Sampling
 from pasta_ray.engine.replaying import replay_tokens
 from pasta_ray.engine.weights import resolve_model
-from pasta_ray.lang import TagMap, TokenDocument, TokenPromise, TokenSync, TokenText, layout
+from pasta_ray.lang import (
+    TagMap,
+    TokenDocument,
+    TokenPromise,
+    TokenSync,
+    TokenText,
+    encode_document,
+    layout,
+    parse,
+)
 from tests.engine.conftest import decode, generate, layout_logits
+from tests.engine.events import answer
+from tests.engine.test_kv import TOLERANCE, FarmedReplay
 
 pytestmark = pytest.mark.real_model
 # Reserved and untrained in the default model, so any row will do for the equivalence of two forward passes.
@@ -60,3 +72,19 @@ def test_replay_equals_layout(engine: Engine, reference: LlamaForCausalLM) -> No
     engine.free(neighbour)
     assert (logits - layout_logits(reference, layout(document, prompt_ids))).abs().max() < 1e-3
     assert engine.num_slots == 0
+
+
+@pytest.mark.slow
+def test_bodies_decoded_on_another_engine_give_the_same_logits() -> None:
+    """Guards farming out at real size: a document of the shipped adapter, each of its bodies decoded elsewhere."""
+    first, second, alone = (Engine(EngineConfig(adapter="pasta")) for _ in range(3))
+    tokenizer, tags = alone.tokenizer, alone.tags
+    assert isinstance(tags, TagMap)
+    prompt_ids = tokenizer.encode_chat([{"role": "user", "content": "Give me five tips for sleeping well."}])
+    report = answer(Decoder(alone), Request("r", tuple(prompt_ids), "pasta", max_tokens=150))
+    document = encode_document(parse(report.document), tokenizer, tags)
+    farmed = FarmedReplay(first, second, random.Random(1), forgets=False)
+    expected = replay_tokens(alone, prompt_ids, document)
+    torch.testing.assert_close(farmed.run(prompt_ids, document), expected, atol=TOLERANCE, rtol=0)
+    assert farmed.num_away == report.parallel.num_promises >= 2
+    assert (first.num_slots, second.num_slots) == (0, 0)
