@@ -44,7 +44,8 @@ def main() -> None:
         if candidate.finish_reason == "stop" and len(chosen) < args.num and is_full(candidate):
             chosen.setdefault(candidate.document, candidate)
     fields = Record.model_fields.keys()
-    lines = [one.model_dump(include=fields, exclude_none=True) for of in by_prompt.values() for one in of.values()]
+    documents = [document for chosen in by_prompt.values() for document in chosen.values()]
+    lines = [document.model_dump(include=fields, exclude_none=True) for document in documents]
     args.out.write_text("".join(map(to_line, lines)), encoding="utf-8")
     print(json.dumps({"documents": len(candidates), "chosen": len(lines)}))
 

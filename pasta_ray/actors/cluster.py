@@ -23,7 +23,7 @@ from pasta_ray.actors.metrics import ANSWER_METRICS, COORDINATOR_METRICS, Answer
 from pasta_ray.actors.recovery import recovered
 from pasta_ray.actors.remote import RemoteReplica, call, stream
 from pasta_ray.actors.scaling import Scaler
-from pasta_ray.actors.sharing import NAMESPACE, end_directory, start_directory
+from pasta_ray.actors.sharing import NAMESPACE, actor_name, end_directory, start_directory
 from pasta_ray.engine.messages import Events, Finished, Request
 from pasta_ray.errors import ReplicaError
 from pasta_ray.logs import configure
@@ -58,14 +58,10 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
 
 def first_replicas(spec: ClusterSpec, cluster: str) -> list[str]:
     """Those that there always are, and those that an earlier coordinator has added."""
-    names = [replica_name(index) for index in range(spec.replicas)]
+    always = [replica_name(index) for index in range(spec.replicas)]
     added = [replica_name(index) for index in range(spec.replicas, spec.most_replicas)]
-    there = {entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)}
-    return names + [name for name in added if actor_name(cluster, name) in there]
-
-
-def actor_name(cluster: str, replica: str) -> str:
-    return f"{cluster} {replica}"
+    there = {entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)} if added else set()
+    return always + [name for name in added if actor_name(cluster, name) in there]
 
 
 class CoordinatorActor:

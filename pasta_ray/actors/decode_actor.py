@@ -82,7 +82,7 @@ class DecodeActor:
             self._sharing.place(policy)
 
     @ray.method(concurrency_group="control")
-    async def ping(self, draining: bool = False) -> ReplicaStats:
+    async def ping(self, draining: bool) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
         PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
         its metrics are brought up to date, and when one that is ``draining`` hears that it takes no bodies of others.

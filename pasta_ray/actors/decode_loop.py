@@ -65,9 +65,11 @@ class _Stream:
         return self
 
     async def __anext__(self) -> Events:
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._read_at + self._period_s):
-                await self._ended.wait()
+        due = self._read_at + self._period_s
+        if due > self._loop.time():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(due):
+                    await self._ended.wait()
         while not self._unread:
             if self._error is not None:
                 raise self._error

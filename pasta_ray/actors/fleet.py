@@ -98,7 +98,6 @@ class Fleet:
     ) -> None:
         self._check_period_s = check_period_s
         self._wait_s = wait_s
-        self._growth = growth
         self._router = Router()
         self._changed = asyncio.Event()
         self._members: list[Member] = []
@@ -193,7 +192,7 @@ class Fleet:
             await asyncio.sleep(self._check_period_s)
             try:
                 self._resize_now(growth, asyncio.get_running_loop().time())
-            except Exception:  # a replica that could not be made or ended now is tried again
+            except Exception:  # what could not be made is tried again; what could not be ended ends as an orphan
                 logger.exception("the number of replicas cannot be changed now")
 
     def _resize_now(self, growth: Growth, now: float) -> None:

@@ -31,15 +31,13 @@ class Scaler:
     def __init__(self, least: int, most: int, up_s: float, down_s: float) -> None:
         self.least, self.most = least, most
         self._up_s, self._down_s = up_s, down_s
-        self._needs = deque[tuple[float, int]]()
-        self._since: float | None = None
+        self._needs = deque[tuple[float, int]]()  # back to the start of the longer window
 
     def wanted(self, now: float, loads: Sequence[float], num_there: int) -> int:
         """Given the ``loads`` of the replicas that are ready, and how many there are: starting ones too, but not those
         that are draining, whose load the others are to take."""
-        self._since = now if self._since is None else self._since
         self._needs.append((now, min(max(math.ceil(sum(loads) / TARGET), self.least), self.most)))
-        while self._needs[0][0] < now - max(self._up_s, self._down_s):
+        while len(self._needs) > 1 and self._needs[1][0] <= now - max(self._up_s, self._down_s):
             self._needs.popleft()
         lately = self._within(now, self._up_s)
         if lately and min(lately) > num_there:
@@ -51,7 +49,5 @@ class Scaler:
 
     def _within(self, now: float, seconds: float) -> list[int]:
         """What has been needed for so long; nothing while that is not known."""
-        assert self._since is not None
-        if now - self._since < seconds:
-            return []
-        return [need for at, need in self._needs if at >= now - seconds]
+        since = now - seconds
+        return [need for at, need in self._needs if at >= since] if self._needs[0][0] <= since else []

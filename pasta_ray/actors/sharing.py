@@ -24,6 +24,7 @@ from pasta_ray.engine.messages import BodyRequest, Events, Request
 from pasta_ray.errors import ReplicaError
 
 NAMESPACE = "pasta_ray"
+DIRECTORY = "directory"
 
 
 class RemoteDirectory:
@@ -57,13 +58,18 @@ class RemoteDirectory:
             raise
 
 
+def actor_name(cluster: str, part: str) -> str:
+    """Of a replica, or of the directory."""
+    return f"{cluster} {part}"
+
+
 def start_directory(cluster: str) -> Any:
     """The directory of that cluster, or a new one. It belongs to nobody, as replicas do, and ends itself when none of
     them announces anything any more."""
     return (
         ray.remote(DirectoryActor)
         .options(
-            name=f"{cluster} directory",
+            name=actor_name(cluster, DIRECTORY),
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
@@ -78,7 +84,7 @@ def start_directory(cluster: str) -> Any:
 def end_directory(cluster: str) -> None:
     """End it for good, where there is one."""
     try:
-        ray.kill(ray.get_actor(f"{cluster} directory", namespace=NAMESPACE), no_restart=True)
+        ray.kill(ray.get_actor(actor_name(cluster, DIRECTORY), namespace=NAMESPACE), no_restart=True)
     except ValueError:
         return
 

@@ -18,9 +18,9 @@ WORDS = " ".join(f"w{number}" for number in range(100))
 class Growing:
     """A coordinator over one replica, and all that were ever made for it."""
 
-    def __init__(self, most: int, drain_s: float, down_s: float = 0.3) -> None:
+    def __init__(self, most: int, drain_s: float) -> None:
         self.made: list[LocalReplica] = []
-        growth = Growth(Scaler(1, most, up_s=0.1, down_s=down_s), self.make, drain_s)
+        growth = Growth(Scaler(1, most, up_s=0.1, down_s=0.3), self.make, drain_s)
         self.coordinator = Coordinator([self.make("r0")], check_period_s=0.02, growth=growth)
 
     def make(self, name: str) -> LocalReplica:

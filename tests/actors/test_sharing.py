@@ -115,6 +115,7 @@ def test_a_shared_prompt_is_prefilled_once_in_the_cluster(alone: Decoder, cluste
         await settled()
         answers = await asyncio.gather(*(report(Replica(cluster, f"r{n - 1}"), requests[n]) for n in (1, 2, 3)))
         assert {each.id: each.text for each in answers} == {f"r{n}": expected[f"r{n}"] for n in (1, 2, 3)}
+        assert len({each.branches[0].replica for each in answers}) == 3
         stats = await idle(cluster)
         assert sum(each.counters.num_prefix_tokens - each.counters.num_prefix_hits for each in stats) <= 1001 + 3 * 41
         num_hits = sum(each.counters.num_prefix_hits for each in stats)
