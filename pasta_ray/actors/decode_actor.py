@@ -20,8 +20,10 @@ from pasta_ray.logs import LogConfig, configure
 MAX_STREAMS = 1000
 UNREAD_MESSAGES = 8
 """So many messages may wait for a slow consumer; after that, later events are joined into fewer messages."""
-MESSAGE_PERIOD_S = 0.05
-"""Every process that a message passes spends time on it, and twenty a second read as smoothly as more."""
+MESSAGE_PERIOD_S = 0.1
+"""Every process that a message passes spends time on it, and ten a second read as smoothly as more."""
+MAX_MESSAGES_PER_S = 40
+"""Of all streams of a replica together: many of them would else take more time of a small machine than decoding."""
 
 
 class DecodeActor:
@@ -46,6 +48,7 @@ class DecodeActor:
         self._replica, self._cluster, self._policy = replica, cluster, policy
         self._sharing: Sharing | None = None
         self._failure: PastaError | None = None
+        self._num_streams = 0
         try:
             self._loop = DecodeLoop(make_decoder, replica)
         except PastaError as error:
@@ -58,9 +61,13 @@ class DecodeActor:
     async def decode(self, request: Request | BodyRequest, home: str | None = None) -> AsyncGenerator[Events, None]:
         if self._sharing is not None:
             await self._sharing.prepare(request, home)
-        async with aclosing(self._loop.decode(request, MESSAGE_PERIOD_S)) as stream:
-            async for events in stream:
-                yield events
+        self._num_streams += 1
+        try:
+            async with aclosing(self._loop.decode(request, self._period_s)) as stream:
+                async for events in stream:
+                    yield events
+        finally:
+            self._num_streams -= 1
 
     @ray.method(concurrency_group="control")
     async def cancel(self, request_id: str) -> None:
@@ -99,6 +106,9 @@ class DecodeActor:
         stats = self._told()
         self._metrics.publish(stats, replica=stats.replica)
         return stats
+
+    def _period_s(self) -> float:
+        return max(MESSAGE_PERIOD_S, self._num_streams / MAX_MESSAGES_PER_S)
 
     def _told(self) -> ReplicaStats:
         stats = self._loop.stats()

@@ -41,9 +41,9 @@ T = TypeVar("T")
 
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop, at most
-    once in ``period_s`` but for the last."""
+    once in ``period_s()`` but for the last."""
 
-    def __init__(self, request: Request | BodyRequest, period_s: float) -> None:
+    def __init__(self, request: Request | BodyRequest, period_s: Callable[[], float]) -> None:
         self.trace = request.trace
         self._period_s = period_s
         self._read_at = -math.inf
@@ -65,7 +65,7 @@ class _Stream:
         return self
 
     async def __anext__(self) -> Events:
-        due = self._read_at + self._period_s
+        due = self._read_at + self._period_s()
         if due > self._loop.time():
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
@@ -151,8 +151,10 @@ class DecodeLoop:
         self._thread.start()
         self._decoder = made.result()
 
-    async def decode(self, request: Request | BodyRequest, period_s: float = 0.0) -> AsyncGenerator[Events, None]:
-        """The request's events, one message a step at most and one in ``period_s``, for which only the end does not
+    async def decode(
+        self, request: Request | BodyRequest, period_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Events, None]:
+        """The request's events, one message a step at most and one in ``period_s()``, for which only the end does not
         wait. Closing the iterator early frees all its slots.
 
         Raises InputError where the decoder refuses the request, StepError where decoding failed.

@@ -149,15 +149,23 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
     if not tasks and not todo:
         return
     from pasta_ray.eval.bench.machine import describe_machine
-    from pasta_ray.eval.local import LocalAnswerer
-    from pasta_ray.eval.served import Everywhere, ServedAnswerer
+    from pasta_ray.eval.served import Everywhere
+    from pasta_ray.eval.workers import run_in_workers
 
-    with _status(f"loading {len(plan.systems)} systems"):
-        answerer = Everywhere(LocalAnswerer(plan), ServedAnswerer(plan))
-        folder.sit_down(describe_machine())
-    with _progress("answers", len(done) + len(tasks), len(done)) as advance:
-        for _ in run_tasks(plan, tasks, answerer, folder.answers):
-            advance(1)
+    folder.sit_down(describe_machine(plan.threads))
+    num_all, num_done = len(done) + len(tasks), len(done)
+    if tasks and plan.workers > 1:
+        with _progress("answers", num_all, num_done) as advance:
+            for _ in run_in_workers(plan, tasks, Everywhere.of, folder.answers):
+                advance(1)
+        tasks = []
+    if tasks or todo:
+        with _status(f"loading {len(plan.systems)} systems"):
+            answerer = Everywhere.of(plan)
+    if tasks:
+        with _progress("answers", num_all, num_done) as advance:
+            for _ in run_tasks(plan, tasks, answerer, folder.answers):
+                advance(1)
     if todo:
         with _progress("load", len(todo), 0) as advance:
             for _ in run_bursts(plan, todo, prompts.prompts, answerer, folder.load):

@@ -156,6 +156,9 @@ class EvalPlan(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantization: Literal["int8"] | None = None
     threads: int | None = Field(default=None, ge=1, description="CPU threads; torch's own choice unless set")
+    workers: int = Field(
+        default=1, ge=1, description="processes that answer at once, each on cores of its own; `threads` are each one's"
+    )
     quality: QualityPlan | None = None
     load: LoadPlan | None = None
 

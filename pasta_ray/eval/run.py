@@ -59,23 +59,31 @@ def sampling(plan: EvalPlan, task: Task) -> Sampling:
 
 
 def run_tasks(plan: EvalPlan, tasks: Sequence[Task], answerer: Answerer, path: Path) -> Iterator[Answer]:
-    """Append an answer a task to ``path``, each in one write as it comes. Every system answers once before, and is not
-    heard: what is allocated and compiled on first use is no part of an answer's time."""
-    for system in {task.system.name: task.system for task in tasks}.values():
-        warmup = Task(tasks[0].prompt, system, 0)
-        _try(answerer, warmup, sampling(plan, warmup), min(plan.warmup_tokens, plan.max_tokens))
+    """Append an answer a task to ``path``, each in one write as it comes."""
+    warm_up(plan, tasks[0].prompt, answerer)
+    for task in tasks:
+        given = answer(plan, task, answerer)
+        append(path, given)
+        yield given
+
+
+def append(path: Path, answer: Answer) -> None:
     with path.open("a", encoding="utf-8") as out:
-        for task in tasks:
-            answer = _try(answerer, task, sampling(plan, task), plan.max_tokens)
-            out.write(to_line(answer.model_dump(mode="json")))
-            out.flush()
-            yield answer
+        out.write(to_line(answer.model_dump(mode="json")))
 
 
-def _try(answerer: Answerer, task: Task, sampling: Sampling, max_tokens: int) -> Answer:
+def warm_up(plan: EvalPlan, prompt: Prompt, answerer: Answerer) -> None:
+    """Every system answers once, and is not heard: what is allocated and compiled on first use is no part of an
+    answer's time."""
+    short = plan.model_copy(update={"max_tokens": min(plan.warmup_tokens, plan.max_tokens)})
+    for system in plan.systems:
+        answer(short, Task(prompt, system, 0), answerer)
+
+
+def answer(plan: EvalPlan, task: Task, answerer: Answerer) -> Answer:
     report, refusal = None, ""
     try:
-        report = answerer.answer(task, sampling, max_tokens)
+        report = answerer.answer(task, sampling(plan, task), plan.max_tokens)
     except InputError as error:
         refusal = str(error)
     return Answer(

@@ -146,6 +146,10 @@ class Everywhere:
     here: LocalAnswerer
     there: ServedAnswerer
 
+    @classmethod
+    def of(cls, plan: EvalPlan) -> "Everywhere":
+        return cls(LocalAnswerer(plan), ServedAnswerer(plan))
+
     def answer(self, task: Task, sampling: Sampling, max_tokens: int) -> Report:
         place = self.there if task.system.base_url else self.here
         return place.answer(task, sampling, max_tokens)

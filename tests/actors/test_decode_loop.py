@@ -74,7 +74,7 @@ def test_what_comes_within_the_period_waits_but_neither_the_first_nor_the_end() 
         loop = DecodeLoop(MakeFakeDecoder(step_s=0.01))
         words = " ".join(f"w{i}" for i in range(30))
         began = time.perf_counter()
-        messages = [message async for message in loop.decode(ask(words, max_tokens=1000), period_s=60.0)]
+        messages = [message async for message in loop.decode(ask(words, max_tokens=1000), period_s=lambda: 60.0)]
         return messages, time.perf_counter() - began
 
     messages, took_s = asyncio.run(scenario())

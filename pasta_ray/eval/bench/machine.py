@@ -38,9 +38,10 @@ class Machine:
     date: str
 
 
-def describe_machine() -> Machine:
-    """Everything about this process's machine; measuring its memory takes a second or two."""
-    threads, num_bytes = torch.get_num_threads(), buffer_bytes()
+def describe_machine(threads: int | None = None) -> Machine:
+    """Everything about this process's machine; measuring its memory takes a second or two. ``threads`` unless torch's
+    own number is used."""
+    threads, num_bytes = threads or torch.get_num_threads(), buffer_bytes()
     one_thread, all_threads = measure_bandwidth(num_bytes, (1, threads))
     return Machine(
         processor=processor(),
