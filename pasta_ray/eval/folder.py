@@ -18,7 +18,7 @@ from pasta_ray.eval.plan import EvalPlan
 from pasta_ray.eval.prompts import PromptSet
 from pasta_ray.train.jsonl import read_appended, to_line
 
-FREE = {"quality", "baseline", "load"}  # what is done after the answers are there
+FREE = {"limit", "quality", "baseline", "load"}  # how many answers there are to be, and what is done with them
 
 
 class Told(BaseModel):

@@ -31,7 +31,9 @@ class Found:
         """Raises InputError with file and line."""
         told = folder.read_told()
         prompts = load_prompts(str(folder.prompts)).prompts
-        answers = group_answers(read_answers(folder.answers)) if folder.answers.exists() else {}
+        asked = {prompt.id for prompt in prompts}
+        kept = read_answers(folder.answers) if folder.answers.exists() else []
+        answers = group_answers(answer for answer in kept if answer.prompt_id in asked)
         return cls(told, prompts, {system.name: answers.get(system.name, {}) for system in told.plan.systems})
 
     @property

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pasta_ray.eval.answers import Answer
+from pasta_ray.eval.answers import Answer, read_answers
 from pasta_ray.eval.diff import diff_reports, read_report
 from pasta_ray.eval.figures import EvalReport
 from pasta_ray.eval.folder import EvalFolder
@@ -89,6 +89,20 @@ def test_a_run_that_is_not_through_is_reported_as_such(tmp_path: Path, capsys: p
     empty = evaluation(tmp_path / "empty", [])
     assert run("report", empty.path) == 0
     assert run("report", tmp_path / "nowhere") == 2
+
+
+def test_a_report_is_of_the_prompts_that_the_latest_limit_leaves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Guards a folder that held more: its other answers stay, and do not count."""
+    folder = evaluation(tmp_path / "e", answers())
+    with folder.lock():
+        folder.claim(folder.read_told().plan, PromptSet(PROMPTS[:5], "digest"))
+    assert run("report", folder.path, "--json") == 0
+    found = EvalReport.model_validate_json(capsys.readouterr().out)
+    assert found.complete
+    assert {(system.counts.answers, system.counts.missing) for system in found.systems.values()} == {(5, 0)}
+    assert len(read_answers(folder.answers)) == 2 * NUM
 
 
 def test_quality_is_added_and_misses_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -115,7 +115,7 @@ def test_a_folder_keeps_to_what_it_was_told(tmp_path: Path) -> None:
         folder.claim(plan(), prompts)
         folder.claim(plan(max_tokens=9), prompts)  # nothing is answered yet
         go(plan(), folder.answers, FakeAnswerer())
-        folder.claim(plan(max_tokens=9, quality={"judge": "local"}, prompts="elsewhere.jsonl"), prompts)
+        folder.claim(plan(max_tokens=9, quality={"judge": "local"}, prompts="elsewhere.jsonl", limit=2), prompts)
         with pytest.raises(InputError, match="max_tokens 9, and now it is 8"):
             folder.claim(plan(max_tokens=8), prompts)
         with pytest.raises(InputError, match="prompts_sha256"):
