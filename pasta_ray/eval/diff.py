@@ -57,7 +57,17 @@ def diff_reports(before: EvalReport, after: EvalReport) -> Diff:
 def _unlike(before: EvalReport, after: EvalReport) -> Iterator[str]:
     """Name, and the two values."""
     one, other = before.told.plan, after.told.plan
-    for name in ("max_tokens", "temperature", "top_p", "dtype", "quantization", "threads", "device", "limit"):
+    for name in (
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "dtype",
+        "quantization",
+        "threads",
+        "workers",
+        "device",
+        "limit",
+    ):
         if getattr(one, name) != getattr(other, name):
             yield f"{name}: {getattr(one, name)} and {getattr(other, name)}"
     if before.told.prompts_sha256 != after.told.prompts_sha256:

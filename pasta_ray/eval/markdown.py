@@ -32,7 +32,8 @@ def _head(report: EvalReport) -> Iterator[str]:
     numerics = f"{plan.dtype}{f', {plan.quantization}' if plan.quantization else ''}"
     if all(system.base_url for system in plan.systems):
         numerics = f"asked at {', '.join(sorted({system.base_url or '' for system in plan.systems}))}"
-    times = f"{plan.repetitions} repetition(s), one request at a time" if plan.repetitions else "under load alone"
+    at_once = "one request at a time" if plan.workers == 1 else f"{plan.workers} workers with a request at a time each"
+    times = f"{plan.repetitions} repetition(s), {at_once}" if plan.repetitions else "under load alone"
     yield (
         f"{report.num_prompts} prompts ({plan.prompts}), {times}, {how}, at most {plan.max_tokens} tokens, {numerics}."
         f" Systems are compared with **{report.baseline}**."

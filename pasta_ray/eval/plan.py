@@ -134,7 +134,7 @@ class LoadPlan(BaseModel):
 
 
 class EvalPlan(BaseModel):
-    """An evaluation. Every prompt is answered by every system, ``repetitions`` times, one request at a time."""
+    """An evaluation. Every prompt is answered by every system, ``repetitions`` times, by each worker one at a time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
