@@ -15,6 +15,7 @@ from pasta_ray.eval.run import Task, schedule
 from pasta_ray.eval.workers import core_shares, run_in_workers
 from tests.eval.reports import report
 
+pytestmark = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 PROMPTS = tuple(Prompt(id=f"p{n}", instruction=f"hello {n}") for n in range(5))
 
 
@@ -36,7 +37,6 @@ class CoreAnswerer:
         return report(text=f"on {sorted(os.sched_getaffinity(0))}")
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_workers_answer_everything_once_each_on_its_own_cores(tmp_path: Path) -> None:
     path, two = tmp_path / "answers.jsonl", plan()
     tasks = list(schedule(two, PROMPTS))
