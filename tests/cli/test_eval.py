@@ -37,7 +37,7 @@ def test_an_evaluation_from_its_file_to_its_report(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Guards the whole: a run that is cut off and goes on gives the report of an undisturbed one, timings aside."""
-    monkeypatch.setattr("pasta_ray.eval.bench.machine.describe_machine", lambda: MACHINE)
+    monkeypatch.setattr("pasta_ray.eval.bench.machine.describe_machine", lambda *_: MACHINE)
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"id": f"p{n}", "instruction": f"hello {n}"} for n in range(3)]
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
@@ -111,7 +111,7 @@ class Crowded(LocalBackend):
 def test_the_load_of_a_service_is_measured_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Guards jobs/configs/load.yaml: the two names of one service, requests that are really at once, and a measurement
     that an interruption does not repeat."""
-    monkeypatch.setattr("pasta_ray.eval.bench.machine.describe_machine", lambda: MACHINE)
+    monkeypatch.setattr("pasta_ray.eval.bench.machine.describe_machine", lambda *_: MACHINE)
     plan = yaml.safe_load((Path(__file__).parents[2] / "jobs/configs/load.yaml").read_text(encoding="utf-8"))
     assert plan["load"]["num_prompts"] >= 32
     names = [system["model"] for system in plan["systems"]]
