@@ -38,7 +38,7 @@ def start_replica(spec: ClusterSpec, cluster: str, name: str) -> RemoteReplica:
     """The replica of that name, or a new one. Ray starts it again when its process dies, on another node where its own
     is gone; lost requests concern the coordinator. It belongs to no process, and outlives its coordinator."""
     shared_by = cluster if spec.most_replicas > 1 else None
-    actor_class: Any = ray.remote(concurrency_groups={"control": 16})(DecodeActor)  # type: ignore[call-overload]
+    actor_class: Any = ray.remote(concurrency_groups={"control": 16})(DecodeActor)  # type: ignore[call-overload]  # untyped
     options = actor_class.options(
         name=actor_name(cluster, name),
         namespace=NAMESPACE,

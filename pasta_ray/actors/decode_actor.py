@@ -48,7 +48,6 @@ class DecodeActor:
         self._replica, self._cluster, self._policy = replica, cluster, policy
         self._sharing: Sharing | None = None
         self._failure: PastaError | None = None
-        self._num_streams = 0
         try:
             self._loop = DecodeLoop(make_decoder, replica)
         except PastaError as error:
@@ -61,13 +60,9 @@ class DecodeActor:
     async def decode(self, request: Request | BodyRequest, home: str | None = None) -> AsyncGenerator[Events, None]:
         if self._sharing is not None:
             await self._sharing.prepare(request, home)
-        self._num_streams += 1
-        try:
-            async with aclosing(self._loop.decode(request, self._period_s)) as stream:
-                async for events in stream:
-                    yield events
-        finally:
-            self._num_streams -= 1
+        async with aclosing(self._loop.decode(request, self._period_s)) as stream:
+            async for events in stream:
+                yield events
 
     @ray.method(concurrency_group="control")
     async def cancel(self, request_id: str) -> None:
@@ -108,7 +103,7 @@ class DecodeActor:
         return stats
 
     def _period_s(self) -> float:
-        return max(MESSAGE_PERIOD_S, self._num_streams / MAX_MESSAGES_PER_S)
+        return max(MESSAGE_PERIOD_S, self._loop.num_streams / MAX_MESSAGES_PER_S)
 
     def _told(self) -> ReplicaStats:
         stats = self._loop.stats()

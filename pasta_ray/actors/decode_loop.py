@@ -180,6 +180,11 @@ class DecodeLoop:
         self._commands.put(_Call(function, result))
         return result
 
+    @property
+    def num_streams(self) -> int:
+        """Requests and bodies that are being decoded for somebody."""
+        return len(self._streams)
+
     def stats(self) -> ReplicaStats:
         """Live counts after the latest step."""
         parts = self._decoder.parts.values()

@@ -47,7 +47,7 @@ class Worker:
 
     @cached_property
     def _loop(self) -> DecodeLoop:
-        name = f"batch-{ray.get_runtime_context().get_actor_id()[:8]}"  # type: ignore[index]
+        name = f"batch-{ray.get_runtime_context().get_actor_id()[:8]}"  # type: ignore[index]  # an actor has an id
         return DecodeLoop(self._job.make_decoder, name)
 
     @cached_property

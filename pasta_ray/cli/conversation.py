@@ -134,7 +134,7 @@ def read_line() -> str:
         if not sys.stdin.isatty():
             return input()
         with suppress(ImportError):  # not everywhere: then lines cannot be edited
-            import readline  # noqa: F401
+            import readline  # noqa: F401  # makes input() edit lines
         return input(PROMPT)
     except UnicodeDecodeError as error:
         raise InputError(f"standard input: not UTF-8: {error.reason} at byte {error.start}") from error

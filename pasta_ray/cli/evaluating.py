@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,22 +154,24 @@ def _answer(plan: "EvalPlan", folder: "EvalFolder") -> None:
     from pasta_ray.eval.workers import run_in_workers
 
     folder.sit_down(describe_machine(plan.threads))
-    num_all, num_done = len(done) + len(tasks), len(done)
-    if tasks and plan.workers > 1:
-        with _progress("answers", num_all, num_done) as advance:
-            for _ in run_in_workers(plan, tasks, Everywhere.of, folder.answers):
-                advance(1)
-        tasks = []
-    if tasks or todo:
+
+    @cache
+    def loaded() -> Everywhere:
         with _status(f"loading {len(plan.systems)} systems"):
-            answerer = Everywhere.of(plan)
+            return Everywhere.of(plan)
+
     if tasks:
-        with _progress("answers", num_all, num_done) as advance:
-            for _ in run_tasks(plan, tasks, answerer, folder.answers):
+        answers = (
+            run_tasks(plan, tasks, loaded(), folder.answers)
+            if plan.workers == 1
+            else run_in_workers(plan, tasks, Everywhere.of, folder.answers)
+        )
+        with _progress("answers", len(done) + len(tasks), len(done)) as advance:
+            for _ in answers:
                 advance(1)
     if todo:
         with _progress("load", len(todo), 0) as advance:
-            for _ in run_bursts(plan, todo, prompts.prompts, answerer, folder.load):
+            for _ in run_bursts(plan, todo, prompts.prompts, loaded(), folder.load):
                 advance(1)
 
 

@@ -172,7 +172,7 @@ def _read_shapes(files: Iterable[Path]) -> dict[str, tuple[int, ...]]:
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # not a dict
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{path}: not a readable safetensors file: {error}") from error
     return shapes

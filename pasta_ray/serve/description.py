@@ -214,4 +214,4 @@ def describe(app: FastAPI, names: Sequence[str], *, keys: bool) -> None:
             app.openapi_schema = schema
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign, assignment]
+    app.openapi = openapi  # type: ignore[method-assign, assignment]  # FastAPI's way
