@@ -141,7 +141,7 @@ def test_a_request_that_kills_whatever_decodes_it_is_given_up() -> None:
         replica = LocalReplica("r0", dies=(3, *(0 for _ in range(9))))
         coordinator = await started([replica], max_deaths=4)
         with pytest.raises(ReplicaError, match=r"r0 is gone; what answered request a died 5 times in a row"):
-            await messages(coordinator, ask(WORDS))
+            await messages(coordinator, ask("endless"))
         return len(replica.dies)
 
     assert asyncio.run(scenario()) == 5  # of 10: one after some steps, and four in a row
