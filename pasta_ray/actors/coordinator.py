@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
-from pasta_ray.actors.fleet import Fleet, Growth, Replica
+from pasta_ray.actors.fleet import Fleet, Following, Growth, Replica
 from pasta_ray.actors.messages import ClusterHealth, CoordinatorStats, ReplicaDiedError
 from pasta_ray.actors.pace import Pace
 from pasta_ray.actors.recovery import recovered
@@ -34,8 +34,9 @@ class Coordinator:
         max_deaths: int = 5,
         wait_s: float = 120.0,
         growth: Growth | None = None,
+        following: Following | None = None,
     ) -> None:
-        self.fleet = Fleet(replicas, check_period_s, wait_s, growth)
+        self.fleet = Fleet(replicas, check_period_s, wait_s, growth, following)
         self._max_queued = max_queued
         self._max_deaths = max_deaths
         self._num_queued = self._num_ongoing = 0

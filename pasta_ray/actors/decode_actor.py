@@ -47,6 +47,7 @@ class DecodeActor:
         self._metrics = Publisher(REPLICA_METRICS, ("replica",))
         self._replica, self._cluster, self._policy = replica, cluster, policy
         self._sharing: Sharing | None = None
+        self._draining = False
         self._failure: PastaError | None = None
         try:
             self._loop = DecodeLoop(make_decoder, replica)
@@ -84,10 +85,11 @@ class DecodeActor:
             self._sharing.place(policy)
 
     @ray.method(concurrency_group="control")
-    async def ping(self, draining: bool) -> ReplicaStats:
+    async def ping(self, draining: bool | None) -> ReplicaStats:
         """Live counts, from a replica that can decode; ReplicaError from one that must be restarted, another
         PastaError from one whose decoder cannot be made. Every replica is asked so all the time, so this is also when
-        its metrics are brought up to date, and when one that is ``draining`` hears that it takes no bodies of others.
+        its metrics are brought up to date, and when one that is ``draining`` hears that it takes no bodies of others;
+        None leaves it at what it has heard.
         """
         self._lease.renew()
         if self._failure is not None:
@@ -96,8 +98,10 @@ class DecodeActor:
         if self._cluster is not None:
             cluster, self._cluster = self._cluster, None
             self._sharing = await Sharing.start(self._replica, cluster, self._policy, self._loop)
+        if draining is not None:
+            self._draining = draining
         if self._sharing is not None:
-            self._sharing.drain(draining)
+            self._sharing.drain(self._draining)
         stats = self._told()
         self._metrics.publish(stats, replica=stats.replica)
         return stats
@@ -106,7 +110,7 @@ class DecodeActor:
         return max(MESSAGE_PERIOD_S, self._loop.num_streams / MAX_MESSAGES_PER_S)
 
     def _told(self) -> ReplicaStats:
-        stats = self._loop.stats()
+        stats = replace(self._loop.stats(), draining=self._draining)
         return stats if self._sharing is None else replace(stats, sharing=self._sharing.stats())
 
 

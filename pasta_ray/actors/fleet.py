@@ -3,9 +3,10 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from pasta_ray.actors.messages import ClusterHealth, ReplicaDiedError, ReplicaHealth, ReplicaState, ReplicaStats
@@ -32,9 +33,9 @@ class Replica(Protocol):
     def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         """Raises ReplicaDiedError when the replica's process is gone; PastaError otherwise."""
 
-    async def ping(self, draining: bool) -> ReplicaStats:
-        """One that is ``draining`` takes no bodies of others. Raises ReplicaDiedError while the replica is away,
-        ReplicaError when only a restart helps."""
+    async def ping(self, draining: bool | None) -> ReplicaStats:
+        """One that is ``draining`` takes no bodies of others; None leaves it at what it has been told. Raises
+        ReplicaDiedError while the replica is away, ReplicaError when only a restart helps."""
 
     def restart(self) -> None: ...
     def end(self) -> None: ...
@@ -50,17 +51,32 @@ class Growth:
     drain_s: float
 
 
+@dataclass(frozen=True)
+class Following:
+    """What a coordinator does that is not the first: ``names`` are the replicas that are there, ``find`` gives one of
+    them, or raises ValueError."""
+
+    names: Callable[[], Awaitable[Collection[str]]]
+    find: Callable[[str], Replica]
+
+
 class Member:
-    """A replica as the coordinator sees it. Its load is counted from the events that pass through."""
+    """A replica as the coordinator sees it. The live branches of its own requests are counted from the events that pass
+    through; those of others, such as another coordinator's, are as of the last ping."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
         self.state: ReplicaState = "starting"
         self.error: str | None = None
-        self.num_branches = 0
+        self._num_requests = self._num_own = self._num_others = 0
+        self._asked = False
         self.stats = ReplicaStats(replica.name, 0, 0, 0)
         self.draining_since: float | None = None
         self.watch: asyncio.Task[None] | None = None
+
+    @property
+    def num_branches(self) -> int:
+        return self._num_own + self._num_others
 
     @property
     def takes_requests(self) -> bool:
@@ -69,16 +85,32 @@ class Member:
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         """The request's messages, its live branches counted."""
         num_own = 1 + len(request.progress.open_bodies)
-        self.num_branches += num_own
+        self._num_requests += 1
+        self._num_own += num_own
         try:
             async with aclosing(self.replica.decode(request)) as stream:
                 async for message in stream:
                     grown = sum(map(_growth, message.events))
                     num_own += grown
-                    self.num_branches += grown
+                    self._num_own += grown
                     yield message
         finally:
-            self.num_branches -= num_own
+            self._num_requests -= 1
+            self._num_own -= num_own
+
+    async def ping(self, leads: bool) -> None:
+        """Bring what is known of the replica up to date. Whether it drains is the first coordinator's to say; any other
+        is told, and so is one that was started again."""
+        told = self.draining_since is not None if leads and self._asked else None
+        before = self._num_requests
+        self.stats = await self.replica.ping(told)
+        self._asked = True
+        has_others = self.stats.num_requests > max(before, self._num_requests)
+        self._num_others = max(0, self.stats.num_branches - self._num_own) if has_others else 0
+        if told is None and self.stats.draining:
+            self.draining_since = self.draining_since or asyncio.get_running_loop().time()
+        elif not leads:
+            self.draining_since = None
 
     def health(self) -> ReplicaHealth:
         draining = self.state == "ready" and self.draining_since is not None
@@ -90,21 +122,28 @@ def _growth(event: Event) -> int:
 
 
 class Fleet:
-    """``replicas`` are those that are there or starting; with ``growth`` there may be others by and by. Made in the
-    event loop that it stays in."""
+    """``replicas`` are those that are there or starting; with ``growth`` there may be others by and by. ``following``
+    another coordinator's fleet, they are those that it has. Made in the event loop that it stays in."""
 
     def __init__(
-        self, replicas: Sequence[Replica], check_period_s: float, wait_s: float, growth: Growth | None = None
+        self,
+        replicas: Sequence[Replica],
+        check_period_s: float,
+        wait_s: float,
+        growth: Growth | None = None,
+        following: Following | None = None,
     ) -> None:
         self._check_period_s = check_period_s
         self._wait_s = wait_s
+        self._leads = following is None
         self._router = Router()
         self._changed = asyncio.Event()
         self._members: list[Member] = []
         self.num_added = self.num_removed = 0
         for replica in replicas:
             self._add(replica)
-        self._resizing = asyncio.create_task(self._resize(growth)) if growth else None
+        keep = partial(self._resize, growth) if growth else partial(self._follow, following) if following else None
+        self._keeping = asyncio.create_task(self._keep(keep)) if keep else None
 
     @property
     def replicas(self) -> list[Replica]:
@@ -153,7 +192,7 @@ class Fleet:
         return next((m.stats.one_row_step_s for m in self._members if m.replica.name == name), 0.0) or None
 
     async def close(self) -> None:
-        tasks = [task for task in (self._resizing, *(member.watch for member in self._members)) if task]
+        tasks = [task for task in (self._keeping, *(member.watch for member in self._members)) if task]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -168,7 +207,7 @@ class Fleet:
         while member.state != "failed":
             try:
                 async with asyncio.timeout(PING_TIMEOUT_S):  # not wait_for, which can swallow a cancellation in 3.11
-                    member.stats = await member.replica.ping(member.draining_since is not None)
+                    await member.ping(self._leads)
                 member.state, member.error = "ready", None
             except ReplicaDiedError as error:
                 self.lost(member)
@@ -176,9 +215,10 @@ class Fleet:
             except TimeoutError:
                 member.state, member.error = "starting", f"no answer within {PING_TIMEOUT_S:g} s"
             except ReplicaError as error:
-                logger.warning("restarting replica", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "starting", str(error)
-                member.replica.restart()
+                if self._leads:
+                    logger.warning("restarting replica", extra=fields(replica=member.replica.name, error=str(error)))
+                    member.replica.restart()
             except Exception as error:  # reported by `health`: the replica's constructor failed for good
                 logger.error("replica cannot start", extra=fields(replica=member.replica.name, error=str(error)))
                 member.state, member.error = "failed", str(error)
@@ -186,16 +226,27 @@ class Fleet:
             self._changed.clear()
             await asyncio.sleep(self._check_period_s)
 
-    async def _resize(self, growth: Growth) -> None:
-        """Keep as many replicas as load asks for, for ever."""
+    async def _keep(self, bring_up_to_date: Callable[[], Awaitable[None]]) -> None:
+        """The fleet's members as they should be, for ever."""
         while True:
-            await asyncio.sleep(self._check_period_s)
             try:
-                self._resize_now(growth, asyncio.get_running_loop().time())
+                await bring_up_to_date()
             except Exception:  # what could not be made is tried again; what could not be ended ends as an orphan
-                logger.exception("the number of replicas cannot be changed now")
+                logger.exception("the replicas cannot be changed now")
+            await asyncio.sleep(self._check_period_s)
 
-    def _resize_now(self, growth: Growth, now: float) -> None:
+    async def _follow(self, following: Following) -> None:
+        """Have the replicas that are there, whoever has started them."""
+        there = await following.names()
+        for member in self._members[:]:
+            if member.replica.name not in there:
+                self._forget(member)
+        for name in sorted(set(there) - {member.replica.name for member in self._members}):
+            self._add(following.find(name))
+
+    async def _resize(self, growth: Growth) -> None:
+        """Have as many replicas as load asks for."""
+        now = asyncio.get_running_loop().time()
         staying = [member for member in self._members if member.draining_since is None]
         loads = [load(member.stats) for member in self._members if member.state == "ready"]
         wanted = growth.scaler.wanted(now, loads, len(staying))
@@ -235,14 +286,16 @@ class Fleet:
 
     def _remove(self, member: Member) -> None:
         """What it has not answered goes on elsewhere, as after a death."""
-        name, num_branches = member.replica.name, member.num_branches
-        logger.info("removing replica", extra=fields(replica=name, branches=num_branches))
-        assert member.watch is not None
-        member.watch.cancel()  # first: it would start the replica again
-        self._members.remove(member)
-        self._router.forget(name)
+        logger.info("removing replica", extra=fields(replica=member.replica.name, branches=member.num_branches))
+        self._forget(member)
         member.replica.end()
         self.num_removed += 1
+
+    def _forget(self, member: Member) -> None:
+        assert member.watch is not None
+        member.watch.cancel()  # it would start the replica again
+        self._members.remove(member)
+        self._router.forget(member.replica.name)
 
 
 def replica_name(index: int) -> str:

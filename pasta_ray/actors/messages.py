@@ -1,7 +1,7 @@
 """What crosses an actor's boundary beside `engine.messages`: how a cluster is made, and how it is doing."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from pasta_ray.engine.messages import BodyNews, BodyRequest, Counters, Events, Request
@@ -61,11 +61,14 @@ class ClusterSpec:
     With ``max_replicas`` there are so many at most: more than ``replicas`` once load has asked for them for
     ``scale_up_s``, fewer again once it has not for ``scale_down_s``. A replica that is to end gets nothing new, and
     keeps what it has for up to ``drain_s``.
+
+    Of several ``coordinators`` each lets an equal share of the load in.
     """
 
     make_decoder: DecoderFactory
     replicas: int = 1
     max_replicas: int | None = None
+    coordinators: int = 1
     cpus_per_replica: float = 1.0
     gpus_per_replica: float = 0.0
     max_ongoing: int = 64
@@ -81,7 +84,8 @@ class ClusterSpec:
     log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("replicas", 1), ("max_ongoing", 1), ("max_queued", 0), ("max_deaths", 0)):
+        leasts = {"replicas": 1, "coordinators": 1, "max_ongoing": 1, "max_queued": 0, "max_deaths": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}; allowed: {least} or more")
         if self.most_replicas < self.replicas:
@@ -118,6 +122,7 @@ class ReplicaStats:
     because their reader left. ``step_s`` is the time spent in steps since then, ``one_row_step_s`` that of the latest
     step of a single row, 0 before there was one. ``curve`` are (rows, seconds) points of what a step costs, and
     ``max_kv_bytes`` is the bound of its requests' KV, nothing where it has none; a token takes ``kv_bytes_per_token``.
+    One that is ``draining`` has been told so.
     """
 
     replica: str
@@ -132,6 +137,7 @@ class ReplicaStats:
     curve: tuple[tuple[int, float], ...] = ()
     max_kv_bytes: int | None = None
     kv_bytes_per_token: int = 0
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,15 @@ class CoordinatorStats:
     num_draining: int = 0
     num_added: int = 0
     num_removed: int = 0
+
+
+OF_REPLICAS = ("num_ready", "num_draining", "num_added", "num_removed")
+
+
+def total(parts: Sequence[CoordinatorStats]) -> CoordinatorStats:
+    """Of a cluster's coordinators: each has its own requests, and all have the replicas, which the first one tells."""
+    names = [field.name for field in fields(CoordinatorStats) if field.name not in OF_REPLICAS]
+    return replace(parts[0], **{name: sum(getattr(part, name) for part in parts) for name in names})
 
 
 ReplicaState = Literal["starting", "ready", "draining", "failed"]
@@ -180,7 +195,7 @@ class ClusterHealth:
 
     @property
     def failed(self) -> bool:
-        return all(replica.state == "failed" for replica in self.replicas)
+        return bool(self.replicas) and all(replica.state == "failed" for replica in self.replicas)
 
     def __str__(self) -> str:
         states = (f"{r.name} {r.state}" + (f" ({r.error})" if r.error else "") for r in self.replicas)

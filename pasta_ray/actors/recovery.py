@@ -27,7 +27,7 @@ def fold(progress: Progress, message: Events) -> Progress:
 
 
 async def recovered(
-    request: Request, attempt: Attempt, max_deaths: int, on_death: Callable[[], None]
+    request: Request, attempt: Attempt, max_deaths: int, on_death: Callable[[], None] = lambda: None
 ) -> AsyncGenerator[Events, None]:
     """The request's messages, each once, however often what answers it dies. ``on_death`` is called before each time
     that it is opened again. Raises ReplicaError after more than ``max_deaths`` deaths in a row."""

@@ -1,6 +1,7 @@
 """Talking to an actor: its streams end when we stop reading, and its errors arrive as ours."""
 
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -52,7 +53,8 @@ async def call(method: Any, name: str, *args: Any) -> Any:
 
 
 class RemoteReplica:
-    """A decode actor as the coordinator uses it. ``start`` gives the actor: the one that is there, or a new one."""
+    """A decode actor as the coordinator uses it. ``start`` gives the actor: the one that is there, or a new one, where
+    it is this coordinator's to start; if not, it raises ValueError where there is none."""
 
     def __init__(self, name: str, start: Callable[[], Any]) -> None:
         self.name = name
@@ -62,13 +64,14 @@ class RemoteReplica:
     def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         return stream(self._actor, f"replica {self.name}", request)
 
-    async def ping(self, draining: bool) -> ReplicaStats:
+    async def ping(self, draining: bool | None) -> ReplicaStats:
         """Ray starts an actor again whose process died; one that has ended for good is replaced here."""
         try:
             stats: ReplicaStats = await self._actor.ping.remote(draining)
         except RayError as error:
             if isinstance(error, ActorDiedError):
-                self._actor = self._start()
+                with suppress(ValueError):
+                    self._actor = self._start()
             raise translated(error, f"replica {self.name}") from None
         return stats
 

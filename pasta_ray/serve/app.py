@@ -1,15 +1,16 @@
-"""The service on Ray Serve: an HTTP ingress, and beside it a coordinator that lives as long as the deployment."""
+"""The service on Ray Serve: an HTTP ingress, and beside it coordinators that live as long as the deployment."""
 
 import os
 from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import DeploymentActorConfig
 
-from pasta_ray.actors.cluster import COORDINATOR_OPTIONS, Cluster, CoordinatorActor
+from pasta_ray.actors.cluster import Cluster
+from pasta_ray.actors.coordinator_actor import COORDINATOR_OPTIONS, CoordinatorActor, coordinator_name
 from pasta_ray.actors.loading import LoadDecoder, LoadModels, LoadTokenizer, TokenizerLike
 from pasta_ray.actors.messages import ClusterSpec, DecoderFactory
 from pasta_ray.logs import configure
@@ -19,8 +20,6 @@ from pasta_ray.serve.metrics import RayMeter, cluster_metrics
 from pasta_ray.serve.models import Models, read_models
 from pasta_ray.serve.security import read_keys
 from pasta_ray.serve.service import Service
-
-COORDINATOR_NAME = "coordinator"
 
 
 def build_app(args: ServeConfig) -> serve.Application:
@@ -54,6 +53,7 @@ def make_app(
         make_decoder,
         replicas=config.replicas,
         max_replicas=config.max_replicas,
+        coordinators=config.num_coordinators,
         scale_up_s=config.scale_up_s,
         scale_down_s=config.scale_down_s,
         drain_s=config.drain_s,
@@ -68,16 +68,17 @@ def make_app(
     deployment = serve.deployment(
         name="pasta",
         num_replicas=config.num_ingress,
-        max_ongoing_requests=admitted,  # the coordinator sheds load, with a status and a reason; Serve should not
+        max_ongoing_requests=admitted,  # the coordinators shed load, with a status and a reason; Serve should not
         ray_actor_options={"num_cpus": 0},
         logging_config={"log_level": "WARNING", "enable_access_log": False},  # we log responses, with their ids
         deployment_actors=[
             DeploymentActorConfig(
-                name=COORDINATOR_NAME,
+                name=coordinator_name(index),
                 actor_class=ray.remote(CoordinatorActor),
-                init_args=(spec,),
+                init_args=(spec, index),
                 actor_options=COORDINATOR_OPTIONS,
             )
+            for index in range(config.num_coordinators)
         ],
     )(serve.ingress()(Ingress))
     return deployment.bind(config, models, make_tokenizer, keys)
@@ -94,13 +95,10 @@ class Ingress:
         keys: frozenset[str] = frozenset(),
     ) -> None:
         configure(config.log)
-        self._service = Service(config, models, Cluster(find_coordinator), make_tokenizer(), RayMeter())
+        names = map(coordinator_name, range(config.num_coordinators))
+        cluster = Cluster(*(partial(serve.get_deployment_actor, name) for name in names))  # Serve replaces dead ones
+        self._service = Service(config, models, cluster, make_tokenizer(), RayMeter())
         self._keys = keys
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self._service, self._keys, cluster_metrics, behind_serve=True)
-
-
-def find_coordinator() -> Any:
-    """The deployment's own. Serve replaces one that dies. Raises ValueError while there is none."""
-    return serve.get_deployment_actor(COORDINATOR_NAME)

@@ -100,6 +100,9 @@ class ServeConfig(BaseModel):
         description="of promised bodies: auto is the replica that finishes one first, local always its request's own",
     )
     num_ingress: int = Field(default=1, ge=1, le=256, description="HTTP workers")
+    num_coordinators: int = Field(
+        default=1, ge=1, le=64, description="between HTTP workers and replicas; one goes on where another dies"
+    )
 
     max_ongoing_requests: int = Field(default=64, ge=1, description="decoded at the same time")
     max_queued_requests: int = Field(default=256, ge=0, description="waiting; above it requests get status 429")

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import ray
 
-from pasta_ray.actors.cluster import NAMESPACE, Cluster
+from pasta_ray.actors.cluster import Cluster
 from pasta_ray.actors.messages import ClusterSpec, DecoderFactory, DecoderLike
 from pasta_ray.engine.messages import Event, Events, Finished, Request
+from tests.actors.processes import coordinator, part
 from tests.engine import test_methods
 from tests.fakes import MakeFakeDecoder, ask
 from tests.narrow import MakeNarrowDecoder
@@ -37,7 +38,7 @@ class Killer:
     """Ends a process of the cluster every few seconds, as the kernel does to one that takes too much memory."""
 
     def __init__(self, cluster: Cluster, seed: int, period_s: float) -> None:
-        self._coordinator = cluster._find()
+        self._cluster = cluster
         self._random = random.Random(seed)
         self._period_s = period_s
         self.killed: list[str] = []
@@ -51,8 +52,8 @@ class Killer:
                 self.killed.append(victim)
 
     async def _pid(self, victim: str) -> int:
-        name = f"{self._coordinator._actor_id.hex()} {victim}"
-        actor = self._coordinator if victim == "coordinator" else ray.get_actor(name, namespace=NAMESPACE)
+        index = self._random.randrange(len(self._cluster.contacts))
+        actor = coordinator(self._cluster, index) if victim == "coordinator" else part(self._cluster, victim)
         pid: int = await actor.__ray_call__.remote(lambda _: os.getpid())
         return pid
 
@@ -103,16 +104,25 @@ def check(events: dict[str, list[Event]], expected: dict[str, list[Event]]) -> N
         assert (last.report.text, last.report.document) == (end.report.text, end.report.document)
 
 
-def spec(make_decoder: DecoderFactory) -> ClusterSpec:
-    return ClusterSpec(make_decoder, replicas=3, cpus_per_replica=0, check_period_s=0.1, max_deaths=30, orphan_s=15.0)
+def spec(make_decoder: DecoderFactory, coordinators: int) -> ClusterSpec:
+    return ClusterSpec(
+        make_decoder,
+        replicas=3,
+        coordinators=coordinators,
+        cpus_per_replica=0,
+        check_period_s=0.1,
+        max_deaths=30,
+        orphan_s=15.0,
+    )
 
 
-def test_answers_survive_the_death_of_any_process() -> None:
+@pytest.mark.parametrize("coordinators", [1, 2])
+def test_answers_survive_the_death_of_any_process(coordinators: int) -> None:
     """Guards the whole way from engine to reader; with a decoder without a model, whose steps take their time."""
     words = " ".join(f"w{number}" for number in range(70))
     requests = [ask(f"fork {words} fork end {number}", f"id{number}", max_tokens=400) for number in range(10)]
     make_decoder = MakeFakeDecoder(step_s=0.03)
-    cluster = Cluster.start(spec(make_decoder))
+    cluster = Cluster.start(spec(make_decoder, coordinators))
     killer = Killer(cluster, seed=4, period_s=1.0)
     check(asyncio.run(under_attack(cluster, requests, killer)), undisturbed(MakeFakeDecoder()("local"), requests))
     assert "coordinator" in killer.killed
@@ -125,7 +135,7 @@ def test_a_hundred_answers_of_a_model_survive_the_death_of_any_process(tmp_path:
     decoder = test_methods.make_decoder(tmp_path)
     methods = ("pasta", "sequential", "speculative", "pasta")
     requests = [test_methods.request(number, methods[number % 4], max_tokens=200) for number in range(100)]
-    cluster = Cluster.start(spec(MakeNarrowDecoder(tmp_path, step_s=0.03)))
+    cluster = Cluster.start(spec(MakeNarrowDecoder(tmp_path, step_s=0.03), coordinators=2))
     killer = Killer(cluster, seed=1, period_s=4.0)
     check(asyncio.run(under_attack(cluster, requests, killer)), undisturbed(decoder, requests))
     assert killer.killed.count("coordinator") > 1

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 import ray
 
-from pasta_ray.actors.cluster import NAMESPACE, Cluster
+from pasta_ray.actors.cluster import Cluster
 from pasta_ray.actors.messages import ClusterSpec, ReplicaDiedError
+from pasta_ray.actors.sharing import NAMESPACE, actor_name
 from pasta_ray.engine.messages import Delta, Event, Events, Finished, Request
 from pasta_ray.errors import InputError, ReplicaError
+from tests.actors.processes import cluster_name, coordinator, replica_names
 from tests.fakes import MakeFakeDecoder, ask
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -64,12 +66,6 @@ def deltas(answer: list[Events]) -> list[Event]:
 async def pid(actor: Any) -> int:
     number: int = await actor.__ray_call__.remote(lambda _: os.getpid())
     return number
-
-
-def replica_names(cluster: Cluster) -> list[str]:
-    named = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
-    own = [name for name in named if name.startswith(cluster._find()._actor_id.hex())]
-    return sorted(name for name in own if not name.endswith(" directory"))
 
 
 async def pids(cluster: Cluster) -> list[int]:
@@ -177,7 +173,7 @@ def test_a_coordinators_death_leaves_no_trace_and_its_replicas_go_on(mortal: Clu
         ]
         await asyncio.sleep(0.3)
         assert not any(reader.done() for reader in readers)
-        os.kill(await pid(mortal._find()), signal.SIGKILL)
+        os.kill(await pid(coordinator(mortal)), signal.SIGKILL)
         for reader in readers:
             assert deltas(await reader) == deltas(undisturbed)
         assert (await mortal.counts()).num_recoveries == 6
@@ -185,6 +181,37 @@ def test_a_coordinators_death_leaves_no_trace_and_its_replicas_go_on(mortal: Clu
         await idle(mortal)
 
     run(mortal, scenario)
+
+
+def test_a_coordinator_goes_on_with_what_another_one_was_reading() -> None:
+    """Guards answers that wait for a dead coordinator to come back where there is another, and one that is back but
+    gets nothing any more."""
+    words = " ".join(f"w{index}" for index in range(90))
+    cluster = Cluster.start(spec(replicas=2, coordinators=2, make_decoder=MakeFakeDecoder(step_s=0.02)))
+
+    async def ready() -> None:
+        async with asyncio.timeout(30):
+            while not all(contact.ready for contact in cluster.contacts):
+                await messages(cluster, "hello")
+
+    async def scenario() -> None:
+        await ready()
+        undisturbed = await messages(cluster, f"fork {words}", "first", max_tokens=100)
+        before = await cluster.counts()
+        read = [asyncio.create_task(messages(cluster, f"fork {words}", f"id{n}", max_tokens=100)) for n in range(6)]
+        await asyncio.sleep(0.3)
+        assert [contact.num_open for contact in cluster.contacts] == [3, 3]
+        os.kill(await pid(coordinator(cluster)), signal.SIGKILL)
+        for reader in read:
+            assert deltas(await reader) == deltas(undisturbed)
+        await ready()
+        told = [await contact.ask("counts") for contact in cluster.contacts]
+        assert told[1].num_recoveries == 3
+        assert (await cluster.counts()).num_requests == sum(counts.num_requests for counts in told)
+        assert before.num_ready == told[0].num_ready == told[1].num_ready == 2
+        await idle(cluster)
+
+    run(cluster, scenario)
 
 
 @ray.remote(num_cpus=0)
@@ -225,7 +252,7 @@ def test_replicas_end_with_their_cluster_and_not_before() -> None:
     assert len(names) == 2
     time.sleep(2.5)
     assert [name for cluster in clusters for name in replica_names(cluster)] == names
-    ray.kill(clusters[1]._find())
+    ray.kill(coordinator(clusters[1]))
     del clusters, cluster
     for name in names:
         assert ends(name)
@@ -271,7 +298,7 @@ def test_replicas_come_and_go_with_load() -> None:
                 await asyncio.sleep(0.05)
 
     async def scenario() -> None:
-        coordinator = cluster._find()
+        added = actor_name(cluster_name(cluster), "r1")
         async with AsyncExitStack() as stack:
             for number in range(3):
                 stream = await stack.enter_async_context(aclosing(cluster.decode(ask("endless", f"busy{number}"))))
@@ -288,7 +315,7 @@ def test_replicas_come_and_go_with_load() -> None:
         assert answer[-1].events[-1].report.branches[0].replica == "r0"  # type: ignore[union-attr]
         counts = await cluster.counts()
         assert (counts.num_added, counts.num_removed, counts.num_recoveries) == (1, 1, 1)
-        assert ends(f"{coordinator._actor_id.hex()} r1")
+        assert ends(added)
         await idle(cluster)
 
     run(cluster, scenario)
@@ -311,7 +338,7 @@ def test_a_new_coordinator_finds_the_replicas_that_were_added() -> None:
         async with aclosing(cluster.decode(ask("endless"))) as stream:
             await anext(stream)
             before = await both()
-            os.kill(await pid(cluster._find()), signal.SIGKILL)
+            os.kill(await pid(coordinator(cluster)), signal.SIGKILL)
             await anext(stream)
             assert await both() == before
 

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ class LocalReplica:
         name: str,
         dies: Sequence[int] = (),
         ping_error: PastaError | None = None,
+        draining: bool = False,
         make_decoder: DecoderFactory = FakeDecoder,
     ) -> None:
         self.name = name
@@ -30,7 +32,8 @@ class LocalReplica:
         self.loop = DecodeLoop(make_decoder, name)
         self.num_restarts = 0
         self.num_deaths = 0
-        self.draining = self.ended = False
+        self.draining = draining
+        self.ended = False
 
     async def decode(self, request: Request) -> AsyncGenerator[Events, None]:
         num_left = self.dies.pop(0) if self.dies else None
@@ -42,11 +45,12 @@ class LocalReplica:
                 num_left = None if num_left is None else num_left - 1
                 yield message
 
-    async def ping(self, draining: bool) -> ReplicaStats:
-        self.draining = draining
+    async def ping(self, draining: bool | None) -> ReplicaStats:
+        if draining is not None:
+            self.draining = draining
         if self.ping_error is not None:
             raise self.ping_error
-        return self.loop.stats()
+        return replace(self.loop.stats(), draining=self.draining)
 
     def restart(self) -> None:
         self.num_restarts += 1

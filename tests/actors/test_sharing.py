@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import ray
 
-from pasta_ray.actors.cluster import NAMESPACE, Cluster
+from pasta_ray.actors.cluster import Cluster
 from pasta_ray.actors.messages import ClusterSpec, ReplicaDiedError, ReplicaStats, SharingStats
 from pasta_ray.actors.neighbours import PERIOD_S
 from pasta_ray.actors.remote import stream
 from pasta_ray.engine.decoder import Decoder
 from pasta_ray.engine.messages import Events, Finished, Report, Request
+from tests.actors.processes import part
 from tests.engine.conftest import prompt
 from tests.engine.events import answer
 from tests.engine.test_methods import make_decoder, request
@@ -64,7 +65,7 @@ class Replica:
     name: str
 
     def decode(self, asked: Request) -> AsyncGenerator[Events, None]:
-        return stream(actor(self.cluster, self.name), self.name, asked)
+        return stream(part(self.cluster, self.name), self.name, asked)
 
 
 async def report(asked_of: Cluster | Replica, asked: Request) -> Report:
@@ -75,13 +76,9 @@ async def report(asked_of: Cluster | Replica, asked: Request) -> Report:
     return last.report
 
 
-def actor(cluster: Cluster, name: str) -> Any:
-    return ray.get_actor(f"{cluster._find()._actor_id.hex()} {name}", namespace=NAMESPACE)
-
-
 def kill(cluster: Cluster, name: str) -> None:
     """End the process of one of its actors, which Ray starts again."""
-    ray.kill(actor(cluster, name), no_restart=False)
+    ray.kill(part(cluster, name), no_restart=False)
 
 
 def totals(stats: tuple[ReplicaStats, ...]) -> SharingStats:

@@ -47,7 +47,7 @@ def url(ray_cluster: None) -> Iterator[str]:  # noqa: ARG001  a fixture that is 
     port = free_port()
     serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port, request_timeout_s=None))
     models = {MODEL: {"adapter": "pasta"}, "second": {"adapter": "pasta"}, SLOW: {"adapter": "pasta"}}
-    config = ServeConfig(replicas=2, cpus_per_replica=0, max_ongoing_requests=40, models=models)
+    config = ServeConfig(replicas=2, num_coordinators=2, cpus_per_replica=0, max_ongoing_requests=40, models=models)
     make_decoder = LoadModels(dict.fromkeys(models, MakeFakeDecoder()) | {SLOW: MakeFakeDecoder(step_s=0.01)})
     serve.run(make_app(config, fake_models(config), make_decoder, FakeTokenizer), name="pasta", route_prefix="/")
     url = f"http://127.0.0.1:{port}"
@@ -70,17 +70,22 @@ def live_branches(url: str) -> int:
 
 
 def serves_actor(part_of_name: str) -> Any:
-    """The handle of the only one of Serve's actors that is named so."""
+    """The handle of the only one of Serve's actors that is named so, which Serve may be starting again."""
     import ray
 
-    entries = ray.util.list_named_actors(all_namespaces=True)
-    (name,) = [each["name"] for each in entries if each["namespace"] == "serve" and part_of_name in each["name"]]
-    return ray.get_actor(name, namespace="serve")
+    for _ in range(300):
+        entries = ray.util.list_named_actors(all_namespaces=True)
+        names = [each["name"] for each in entries if each["namespace"] == "serve" and part_of_name in each["name"]]
+        if names:
+            (name,) = names
+            return ray.get_actor(name, namespace="serve")
+        time.sleep(0.1)
+    raise AssertionError(f"no {part_of_name} within 30 s")
 
 
 def coordinator() -> Any:
-    """The handle of the deployment's own."""
-    return serves_actor("coordinator")
+    """The handle of the deployment's first one."""
+    return serves_actor("coordinator-0")
 
 
 def process(actor: Any) -> int:
@@ -90,7 +95,7 @@ def process(actor: Any) -> int:
 
 
 def slots(url: str) -> int:
-    """Slots in use on all replicas, asked of the deployment's own coordinator."""
+    """Slots in use on all replicas, asked of one of the deployment's coordinators."""
     from pasta_ray.actors.cluster import Cluster
 
     del url
@@ -174,18 +179,18 @@ def test_text_is_sent_while_the_answer_is_still_being_decoded(url: str) -> None:
     assert settles_at_zero(url)
 
 
-def test_the_coordinators_death_leaves_no_gap_in_a_stream(url: str) -> None:
-    """Guards the way back: Serve starts another coordinator, which finds the replicas, and the worker finds it."""
+def test_the_coordinators_deaths_leave_no_gap_in_a_stream(url: str) -> None:
+    """Guards the way back: Serve starts other coordinators, which find the replicas, and the worker finds them."""
     body = {"model": MODEL, "messages": [{"role": "user", "content": "endless"}], "stream": True, "max_tokens": 400}
-    pid: int | None = process(coordinator())
+    pids = [process(serves_actor(f"coordinator-{index}")) for index in range(2)]
     text = ""
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         for line in response.iter_lines():
             if line and line != "data: [DONE]":
                 text += json.loads(line[6:])["choices"][0]["delta"].get("content") or ""
-            if pid and len(text) > 100:
-                os.kill(pid, signal.SIGKILL)
-                pid = None
+            if len(text) > 100:
+                while pids:
+                    os.kill(pids.pop(), signal.SIGKILL)
     assert text == "word " * 400
     assert settles_at_zero(url)
 
