@@ -41,7 +41,11 @@ T = TypeVar("T")
 
 class _Stream:
     """The events that one consumer has not read yet. Filled from any thread, read on the consumer's event loop, at most
-    once in ``period_s()`` but for the last."""
+    once in ``period_s()`` but for the last.
+
+    The loop is woken once a message and at the end, not at each step: whenever it runs, the decoding thread waits for
+    the interpreter.
+    """
 
     def __init__(self, request: Request | BodyRequest, period_s: Callable[[], float]) -> None:
         self.trace = request.trace
@@ -49,17 +53,26 @@ class _Stream:
         self._read_at = -math.inf
         self._request_id = request.id
         self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._lock = threading.Lock()  # of what follows
         self._unread: list[Event] = []
         self._steps: list[Step] = []
         self._error: PastaError | None = None
-        self._changed = asyncio.Event()
-        self._ended = asyncio.Event()
+        self._over = False
+        self._woken = False
 
     def put(self, message: Events) -> None:
-        self._call(self._add, message)
+        with self._lock:
+            self._unread += message.events
+            self._steps += message.steps
+            self._over |= any(map(is_last, message.events))
+            self._wake()
 
     def fail(self, error: PastaError) -> None:
-        self._call(self._fail, error)
+        with self._lock:
+            self._error, self._over = error, True
+            self._wake()
 
     def __aiter__(self) -> AsyncIterator[Events]:
         return self
@@ -70,32 +83,35 @@ class _Stream:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(due):
                     await self._ended.wait()
-        while not self._unread:
-            if self._error is not None:
-                raise self._error
-            if self._ended.is_set():
-                raise StopAsyncIteration
+        while (message := self._take()) is None:
             self._changed.clear()
             await self._changed.wait()
-        message = Events(self._request_id, tuple(self._unread), tuple(self._steps))
-        self._unread, self._steps = [], []
         self._read_at = self._loop.time()
         return message
 
-    def _call(self, function: Callable[[Any], None], argument: object) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(function, argument)
+    def _take(self) -> Events | None:
+        """What is unread; None where the loop is to be woken for it."""
+        with self._lock:
+            self._woken = False
+            if not self._unread:
+                if self._error is not None:
+                    raise self._error
+                if self._over:
+                    raise StopAsyncIteration
+                return None
+            message = Events(self._request_id, tuple(self._unread), tuple(self._steps))
+            self._unread, self._steps = [], []
+            return message
 
-    def _add(self, message: Events) -> None:
-        self._unread += message.events
-        self._steps += message.steps
-        if any(map(is_last, message.events)):
+    def _wake(self) -> None:
+        if self._over or (self._unread and not self._woken):
+            self._woken = True
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._tell, self._over)
+
+    def _tell(self, ended: bool) -> None:
+        if ended:
             self._ended.set()
-        self._changed.set()
-
-    def _fail(self, error: PastaError) -> None:
-        self._error = error
-        self._ended.set()
         self._changed.set()
 
 

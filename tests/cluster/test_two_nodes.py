@@ -133,8 +133,6 @@ def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: 
     nodes.submit("python", "generate.py", *options, wait=False)
     journal = out.with_name("out.parquet.partial.jsonl")
     until(lambda: journal.exists() and len(journal.read_bytes().splitlines()) >= 5, "some answers")
-    workers = {actor["node_id"] for actor in actors(nodes) if "MapWorker" in actor["class_name"]}
-    assert len(workers) == 2
     (driver,) = [
         int(pid)
         for pid in subprocess.run(
@@ -142,6 +140,9 @@ def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: 
         ).stdout.split()
         if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"python\0")
     ]
+    os.kill(driver, signal.SIGSTOP)  # it might end while the workers are being listed
+    workers = {actor["node_id"] for actor in actors(nodes) if "MapWorker" in actor["class_name"]}
+    assert len(workers) == 2
     os.kill(driver, signal.SIGKILL)
     until(lambda: not Path(f"/proc/{driver}").exists(), "the driver's end")
     before = len(journal.read_bytes().splitlines())
