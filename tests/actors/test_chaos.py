@@ -8,12 +8,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
 from pasta_ray.actors.cluster import Cluster
 from pasta_ray.actors.messages import ClusterSpec, DecoderFactory, DecoderLike
+from pasta_ray.actors.sharing import DIRECTORY
 from pasta_ray.engine.messages import Event, Events, Finished, Request
 from tests.actors.processes import coordinator, part
 from tests.engine import test_methods
@@ -22,6 +24,7 @@ from tests.narrow import MakeNarrowDecoder
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 CONCURRENCY = 8
+REPLICAS = ("r0", "r1", "r2")
 
 
 def undisturbed(decoder: DecoderLike, requests: Sequence[Request]) -> dict[str, list[Event]]:
@@ -46,7 +49,7 @@ class Killer:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._period_s)
-            victim = self._random.choice(("coordinator", "r0", "r1", "r2"))
+            victim = self._random.choice(("coordinator", DIRECTORY, *REPLICAS))
             with suppress(ray.exceptions.RayError, ValueError, TimeoutError):  # it is not back from the last time
                 os.kill(await asyncio.wait_for(self._pid(victim), 1.0), signal.SIGKILL)
                 self.killed.append(victim)
@@ -76,7 +79,7 @@ async def answers(cluster: Cluster, requests: Sequence[Request]) -> dict[str, li
 
 
 async def under_attack(cluster: Cluster, requests: Sequence[Request], killer: Killer) -> dict[str, list[Event]]:
-    """The answers; afterwards all replicas come back and hold nothing."""
+    """The answers; afterwards all replicas come back and hold nothing, and the directory knows what they cache."""
     await cluster.wait_ready(60)
     attack = asyncio.create_task(killer.run())
     try:
@@ -88,9 +91,37 @@ async def under_attack(cluster: Cluster, requests: Sequence[Request], killer: Ki
         with suppress(Exception):
             stats = await cluster.stats()
             if not any(each.num_slots or each.num_branches or each.num_requests for each in stats):
+                await directory_agrees(cluster)
                 return events
         await asyncio.sleep(0.1)
     raise AssertionError("a replica is away or not empty after a minute")
+
+
+async def directory_agrees(cluster: Cluster) -> None:
+    """It has each replica's blocks and no others, once those that came back last have told it."""
+
+    async with asyncio.timeout(30):
+        while True:
+            with suppress(ray.exceptions.RayError, ValueError):  # one of them is being started again
+                asked = {name: part(cluster, name).__ray_call__.remote(held) for name in REPLICAS}
+                cached = {name: await names for name, names in asked.items()}
+                told, holders = await part(cluster, DIRECTORY).__ray_call__.remote(known)
+                if told == cached:
+                    blocks = set().union(*cached.values())
+                    assert holders == {block: {name for name in REPLICAS if block in cached[name]} for block in blocks}
+                    return
+            await asyncio.sleep(0.1)
+
+
+def known(actor: Any) -> tuple[dict[str, set[bytes]], dict[bytes, set[str]]]:
+    """Of the directory: blocks by replica, and replicas by block."""
+    directory = actor._directory
+    return {name: member.names for name, member in directory._members.items()}, directory._holders
+
+
+def held(replica: Any) -> frozenset[bytes]:
+    names: frozenset[bytes] = replica._sharing._neighbours.names
+    return names
 
 
 def check(events: dict[str, list[Event]], expected: dict[str, list[Event]]) -> None:
@@ -125,8 +156,8 @@ def test_answers_survive_the_death_of_any_process(coordinators: int) -> None:
     cluster = Cluster.start(spec(make_decoder, coordinators))
     killer = Killer(cluster, seed=4, period_s=1.0)
     check(asyncio.run(under_attack(cluster, requests, killer)), undisturbed(MakeFakeDecoder()("local"), requests))
-    assert "coordinator" in killer.killed
-    assert set(killer.killed) & {"r0", "r1", "r2"}
+    assert {"coordinator", DIRECTORY} <= set(killer.killed)
+    assert set(killer.killed) & set(REPLICAS)
 
 
 @pytest.mark.slow
@@ -138,5 +169,5 @@ def test_a_hundred_answers_of_a_model_survive_the_death_of_any_process(tmp_path:
     cluster = Cluster.start(spec(MakeNarrowDecoder(tmp_path, step_s=0.03), coordinators=2))
     killer = Killer(cluster, seed=1, period_s=4.0)
     check(asyncio.run(under_attack(cluster, requests, killer)), undisturbed(decoder, requests))
-    assert killer.killed.count("coordinator") > 1
-    assert len(killer.killed) > 6
+    assert min(map(killer.killed.count, ("coordinator", DIRECTORY))) > 1
+    assert len(killer.killed) > 10
