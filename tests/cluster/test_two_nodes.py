@@ -36,6 +36,7 @@ class Nodes:
     environment: dict[str, str]
     folder: Path
     processes: list[subprocess.Popen[bytes]]
+    http_port: int  # Serve keeps the first that it is told
 
     def ray(self, *args: str, check: bool = True) -> str:
         done = subprocess.run(
@@ -92,7 +93,7 @@ def nodes() -> Iterator[Nodes]:
             process = subprocess.Popen(start, env=environment, stdout=log, stderr=log, start_new_session=True)
         processes.append(process)
         time.sleep(8 if own is head else 0)
-    cluster = Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, processes)
+    cluster = Nodes(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment, folder, processes, free_port())
     try:
         until(
             lambda: "/4.0 CPU" in cluster.ray("status", check=False),
@@ -163,46 +164,62 @@ def test_a_batch_that_is_killed_and_submitted_again_has_one_answer_a_row(nodes: 
     assert not journal.exists()
 
 
+def deploy(nodes: Nodes, **args: Any) -> httpx.Client:
+    """The app, as a file says it, and a client of it."""
+    app = {"name": "pasta-ray", "import_path": "pasta_ray.serve.app:build_app", "route_prefix": "/", "args": args}
+    http_options = {"host": "127.0.0.1", "port": nodes.http_port, "request_timeout_s": None}
+    file = nodes.folder / "serve.json"
+    file.write_text(json.dumps({"http_options": http_options, "applications": [app]}))
+    subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
+    headers = {"Authorization": "Bearer a-key-of-this-test"}
+    return httpx.Client(base_url=f"http://127.0.0.1:{nodes.http_port}", timeout=120, headers=headers)
+
+
+def test_the_default_model_answers_on_two_nodes_as_it_does_here(nodes: Nodes) -> None:
+    """Guards what ships, where the other tests have a small random model: a batch, and the service."""
+    questions = ("Give me three tips for sleeping well.", "Name two seas.", "What are the benefits of exercise?")
+    prompts, here, there = (nodes.folder / name for name in ("real.jsonl", "here.jsonl", "there.jsonl"))
+    rows = [{"id": f"p{number}", "instruction": question} for number, question in enumerate(questions)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--max-tokens", "300", "--quantization", "none"]
+    generate = [BIN / "pasta-ray", "generate", "--in-process", "--prompts", prompts, "--out", here, *options]
+    subprocess.run(generate, check=True, capture_output=True)
+    nodes.submit("python", "generate.py", str(prompts), "--out", str(there), "--num-workers", "2", *options)
+    expected, batch = ([json.loads(line) for line in file.read_text().splitlines()] for file in (here, there))
+    assert {answer["finish_reason"] for answer in expected} == {"stop"}  # where a limit cuts depends on the placement
+    assert [answer["document"] for answer in batch] == [answer["document"] for answer in expected]
+    assert sum(answer["parallel"]["num_promises"] for answer in batch) > 0
+    served = {"models": {"pasta": {"adapter": "pasta"}}, "replicas": 2, "num_coordinators": 2, "num_ingress": 2}
+    with deploy(nodes, cpus_per_replica=0.25, num_threads=1, quantization="none", **served) as client:
+        until(lambda: both_ready(client, "pasta"), "both replicas")
+        assert len({actor["node_id"] for actor in actors(nodes) if actor["class_name"] == "DecodeActor"}) == 2
+        for _ in range(2):
+            for question, answer in zip(questions, expected, strict=True):
+                message = {"role": "user", "content": question}
+                body = {"model": "pasta", "messages": [message], "max_tokens": 300, "temperature": 0}
+                told = client.post("/v1/chat/completions", json=body).json()
+                assert told["choices"][0]["message"]["content"] == answer["text"]
+
+
+def both_ready(client: httpx.Client, model: str) -> bool:
+    """Of the app that serves this model: the one before it answers until it is replaced."""
+    try:
+        health = client.get("/health").json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    states = [replica["state"] for replica in health.get("replicas", [])]
+    return states == ["ready", "ready"] and [served["name"] for served in health["models"]] == [model]
+
+
 def test_the_service_answers_from_both_nodes_and_shows_their_metrics(nodes: Nodes, model: Path) -> None:
     """Guards the way from `serve deploy` to an answer, replicas that all land on one node, and metrics of one alone."""
-    port = free_port()
-    config = {
-        "http_options": {"host": "127.0.0.1", "port": port, "request_timeout_s": None},
-        "applications": [
-            {
-                "name": "pasta-ray",
-                "import_path": "pasta_ray.serve.app:build_app",
-                "route_prefix": "/",
-                "args": {
-                    "model": str(model),
-                    "models": {"small": {"adapter": None}},
-                    "replicas": 2,
-                    "cpus_per_replica": 1.5,
-                    "num_threads": 1,
-                    "log_format": "json",
-                    "log_level": "debug",
-                },
-            }
-        ],
-    }
-    file = nodes.folder / "serve.json"
-    file.write_text(json.dumps(config))
-    subprocess.run([BIN / "serve", "deploy", file], env=nodes.environment, check=True, capture_output=True)
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        client.headers["Authorization"] = "Bearer a-key-of-this-test"
+    small = {"model": str(model), "models": {"small": {"adapter": None}}, "log_format": "json", "log_level": "debug"}
+    with deploy(nodes, replicas=2, cpus_per_replica=1.5, num_threads=1, **small) as client:
         check_service(nodes, client)
 
 
 def check_service(nodes: Nodes, client: httpx.Client) -> None:
-
-    def ready() -> bool:
-        try:
-            replicas = client.get("/health").json().get("replicas", [])
-        except (httpx.HTTPError, ValueError):
-            return False
-        return len(replicas) == 2 and all(replica["state"] == "ready" for replica in replicas)
-
-    until(ready, "both replicas")
+    until(lambda: both_ready(client, "small"), "both replicas")
     replicas = {actor["node_id"] for actor in actors(nodes) if actor["class_name"] == "DecodeActor"}
     assert len(replicas) == 2
     body = {"model": "small", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 40, "temperature": 1.0}
