@@ -167,7 +167,7 @@ def test_a_hundred_answers_of_a_model_survive_the_death_of_any_process(tmp_path:
     methods = ("pasta", "sequential", "speculative", "pasta")
     requests = [test_methods.request(number, methods[number % 4], max_tokens=200) for number in range(100)]
     cluster = Cluster.start(spec(MakeNarrowDecoder(tmp_path, step_s=0.03), coordinators=2))
-    killer = Killer(cluster, seed=1, period_s=4.0)
+    killer = Killer(cluster, seed=1, period_s=2.0)
     check(asyncio.run(under_attack(cluster, requests, killer)), undisturbed(decoder, requests))
     assert min(map(killer.killed.count, ("coordinator", DIRECTORY))) > 1
     assert len(killer.killed) > 10
